@@ -1,0 +1,1 @@
+"""Stable Flow in JAX."""

@@ -1,0 +1,1 @@
+"""The networks: pure functions of their parameters, no input or output, no sampling."""

@@ -1,0 +1,101 @@
+"""The CLIP text encoder: token ids → one pooled vector (and the sequence).
+
+Axes: b batch, w tokens, d width, h heads, k head dimension.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sflow_jax.models.layers import LayerNorm, stacked
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+# Published CLIP configs carry this wrong end-of-text number; then the largest id of the sequence is meant.
+LEGACY_END_OF_TEXT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """Sizes of a CLIP text encoder; the defaults are CLIP-L's (123,060,480 parameters)."""
+
+    vocabulary: int = 49_408
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    layers: int = 12
+    positions: int = 77
+    activation: str = "quick_gelu"
+    end_of_text: int = LEGACY_END_OF_TEXT
+    epsilon: float = 1e-5
+
+    @classmethod
+    def large(cls) -> Self:
+        """The text half of CLIP ViT-L/14, as in every FLUX.1 model."""
+        return cls()
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> Self:
+        """From a transformers `config.json` of a CLIP text model; ValueError for an unknown activation."""
+        activation = config.get("hidden_act", "quick_gelu")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"CLIP activation {activation!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        return cls(
+            vocabulary=config["vocab_size"],
+            width=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            mlp_width=config["intermediate_size"],
+            layers=config["num_hidden_layers"],
+            positions=config.get("max_position_embeddings", 77),
+            activation=activation,
+            end_of_text=config.get("eos_token_id", 49_407),
+            epsilon=config.get("layer_norm_eps", 1e-5),
+        )
+
+
+class ClipBlock(nnx.Module):
+    """Pre-norm transformer block with causal attention."""
+
+    def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs):
+        heads = (config.heads, config.width // config.heads)
+        self.attention_norm = LayerNorm(config.width, config.epsilon)
+        self.qkv = nnx.LinearGeneral(config.width, (3, *heads), rngs=rngs)
+        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, config.epsilon)
+        self.mlp_in = nnx.Linear(config.width, config.mlp_width, rngs=rngs)
+        self.mlp_out = nnx.Linear(config.mlp_width, config.width, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "b w d"]) -> Float[Array, "b w d"]:
+        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
+        x = x + self.out(jax.nn.dot_product_attention(query, key, value, is_causal=True))
+        return x + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
+
+
+class ClipText(nnx.Module):
+    """CLIP's text encoder, blocks stacked and scanned."""
+
+    def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding = nnx.Embed(config.vocabulary, config.width, rngs=rngs)
+        self.position_embedding = nnx.Embed(config.positions, config.width, rngs=rngs)
+        self.blocks = stacked(config.layers, lambda r: ClipBlock(config, rngs=r), rngs)
+        self.final_norm = LayerNorm(config.width, config.epsilon)
+
+    def __call__(self, token_ids: Int[Array, "b w"]) -> tuple[Float[Array, "b w d"], Float[Array, "b d"]]:
+        """The normalised sequence, and its element at the end-of-text token (the pooled vector)."""
+        x = self.token_embedding(token_ids) + self.position_embedding.embedding[: token_ids.shape[1]][None]
+        with jax.named_scope("clip_blocks"):
+            x, _ = jax.lax.scan(lambda x, block: (block(x), None), x, self.blocks)
+        x = self.final_norm(x)
+        if self.config.end_of_text == LEGACY_END_OF_TEXT:
+            end = token_ids.argmax(axis=-1)
+        else:
+            end = (token_ids == self.config.end_of_text).argmax(axis=-1)
+        return x, x[jnp.arange(x.shape[0]), end]
