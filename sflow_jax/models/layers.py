@@ -1,7 +1,7 @@
 """Layers shared by the networks. Statistics are float32 whatever the weights' dtype."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,19 @@ def sinusoids(value: Float[Array, " b"], width: int, max_period: float = 10_000.
 def parameter_dtype(module: nnx.Module) -> jnp.dtype:
     """The dtype of a network's weights (they all share one)."""
     return jax.tree.leaves(module)[0].dtype
+
+
+def parameters(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
+    """Dotted path → array of every parameter, e.g. `double_blocks.image.mlp_in.kernel`, in tree order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(module)
+    # nnx ends each parameter's path with the variable's own `.value`.
+    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves}
+
+
+def with_parameters(module: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
+    """The same module (abstract or not) around other arrays, given by path."""
+    paths = parameters(module)
+    return jax.tree.unflatten(jax.tree.structure(module), [values[path] for path in paths])
 
 
 def parameter_count(module: nnx.Module) -> int:

@@ -1,0 +1,1 @@
+"""Imports published checkpoints into the layout of `sflow_jax.checkpoint`."""

@@ -1,0 +1,142 @@
+"""The converted checkpoint: one folder, local or remote, with `model.json`, networks and tokenizers.
+
+    model.json     what it is (`ModelInfo`)
+    transformer/   one Orbax item per network, parameters by dotted path
+    autoencoder/   t5/   clip/
+    tokenizer/     CLIP's
+    tokenizer_2/   T5's
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from sflow_jax.models.clip import ClipText, ClipTextConfig
+from sflow_jax.models.flux import Flux, FluxConfig
+from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.models.t5 import T5Config, T5Encoder
+from sflow_jax.sharding import parameter_shardings
+
+FORMAT = 1
+INFO_FILE = "model.json"
+NETWORKS: dict[str, tuple[type, type]] = {
+    "transformer": (Flux, FluxConfig),
+    "autoencoder": (Autoencoder, AutoencoderConfig),
+    "t5": (T5Encoder, T5Config),
+    "clip": (ClipText, ClipTextConfig),
+}
+
+
+class CheckpointError(ValueError):
+    """The folder is not a converted checkpoint, or is broken; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What `model.json` holds.
+
+    family: dev or schnell. dtype: of the stored weights. configs: network name → its config.
+    scheduler: the source's scheduler config. source_digests: file → sha256. vital_layers: global numbers
+    or None, and where they come from.
+    """
+
+    family: str
+    dtype: str
+    configs: dict[str, Any]
+    scheduler: dict[str, Any]
+    source_digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    vital_layers: tuple[int, ...] | None = None
+    vital_layers_origin: str = ""
+
+    def to_json(self) -> str:
+        """The text of `model.json`."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Inverse of `to_json`; CheckpointError for another format version, or fields that do not fit."""
+        try:
+            fields = json.loads(text)
+            version = fields.pop("format")
+            if version != FORMAT:
+                raise CheckpointError(f"checkpoint format {version} is not {FORMAT}; convert the source again")
+            fields["configs"] = {
+                name: NETWORKS[name][1](**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+                for name, config in fields["configs"].items()
+            }
+            if fields["vital_layers"] is not None:
+                fields["vital_layers"] = tuple(fields["vital_layers"])
+            return cls(**fields)
+        except CheckpointError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"cannot read {INFO_FILE} ({error!r}); convert the source again") from error
+
+
+def abstract_network(name: str, config: Any) -> nnx.Module:
+    """The network with shapes instead of arrays; nothing is allocated."""
+    network, _ = NETWORKS[name]
+    return nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0)))
+
+
+def save_info(folder: epath.PathLike, info: ModelInfo) -> None:
+    """Write `model.json` under a temporary name, then rename it."""
+    folder = epath.Path(folder)
+    temporary = folder / f"{INFO_FILE}.partial"
+    temporary.write_text(info.to_json())
+    temporary.replace(folder / INFO_FILE)
+
+
+def load_info(folder: epath.PathLike) -> ModelInfo:
+    """Read `model.json`; CheckpointError if the folder is not a converted checkpoint."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        raise CheckpointError(f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}")
+    if not (folder / INFO_FILE).exists():
+        raise CheckpointError(
+            f"{folder} has no {INFO_FILE}, so it is not a converted checkpoint; make one with: sflow-convert {folder} DEST"
+        )
+    return ModelInfo.from_json((folder / INFO_FILE).read_text())
+
+
+def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Write one network's parameters (path → array) as an Orbax item of the checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(epath.Path(folder).resolve() / name, dict(arrays))
+
+
+def load_network(
+    folder: epath.PathLike, name: str, config: Any, *, dtype: DTypeLike, mesh: Mesh | None = None
+) -> nnx.Module:
+    """Restore one network in `dtype`, each device reading only its own slices.
+
+    Raises CheckpointError when the item is missing or does not fit the config.
+    """
+    item = epath.Path(folder).resolve() / name
+    if not item.exists():
+        raise CheckpointError(f"{folder} has no {name}; convert the source again")
+    module = abstract_network(name, config)
+    shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
+    places = parameter_shardings(name, shapes, mesh)
+    wanted = {
+        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=places[path]) for path, shape in shapes.items()
+    }
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore(item, wanted)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"cannot restore {name} from {folder}: {reason}; convert the source again") from error
+    return with_parameters(module, arrays)
