@@ -10,7 +10,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +46,14 @@ class CheckpointError(ValueError):
 class ModelInfo:
     """What `model.json` holds.
 
-    family: dev or schnell. dtype: of the stored weights. configs: network name → its config.
+    family: dev or schnell. picture_size: default height and width, pixels. dtype: of the stored weights.
+    configs: network name → its config.
     scheduler: the source's scheduler config. source_digests: file → sha256. vital_layers: global numbers
     or None, and where they come from.
     """
 
     family: str
+    picture_size: int
     dtype: str
     configs: dict[str, Any]
     scheduler: dict[str, Any]
@@ -65,7 +67,7 @@ class ModelInfo:
         return json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "ModelInfo":
         """Inverse of `to_json`; CheckpointError for another format version, or fields that do not fit."""
         try:
             fields = json.loads(text)

@@ -4,7 +4,7 @@ Axes: b batch, y rows, x columns, c channels. Pictures are NHWC in −1..1.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ class AutoencoderConfig:
         return 2 ** (len(self.widths) - 1)
 
     @classmethod
-    def flux(cls) -> Self:
+    def flux(cls) -> "AutoencoderConfig":
         """The autoencoder of every FLUX.1 model."""
         return cls()
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> Self:
+    def from_hf(cls, config: dict[str, Any]) -> "AutoencoderConfig":
         """From the `config.json` of a diffusers VAE folder; ValueError for layers that FLUX's does not have."""
         expected = {
             "act_fn": "silu",

@@ -4,7 +4,7 @@ Axes: b batch, w tokens, d width, h heads, k head dimension.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,12 @@ class ClipTextConfig:
     epsilon: float = 1e-5
 
     @classmethod
-    def large(cls) -> Self:
+    def large(cls) -> "ClipTextConfig":
         """The text half of CLIP ViT-L/14, as in every FLUX.1 model."""
         return cls()
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> Self:
+    def from_hf(cls, config: dict[str, Any]) -> "ClipTextConfig":
         """From a transformers `config.json` of a CLIP text model; ValueError for an unknown activation."""
         activation = config.get("hidden_act", "quick_gelu")
         if activation not in ACTIVATIONS:

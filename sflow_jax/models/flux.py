@@ -5,7 +5,7 @@ d hidden size, h heads, k head dimension, f MLP width, n layers (numbered global
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,17 +48,17 @@ class FluxConfig:
         return self.double_blocks + self.single_blocks
 
     @classmethod
-    def dev(cls) -> Self:
+    def dev(cls) -> "FluxConfig":
         """FLUX.1-dev (and Krea-dev): guidance-distilled, 11,901,408,320 parameters."""
         return cls()
 
     @classmethod
-    def schnell(cls) -> Self:
+    def schnell(cls) -> "FluxConfig":
         """FLUX.1-schnell: timestep-distilled, no guidance input, 11,891,178,560 parameters."""
         return cls(guidance=False)
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> Self:
+    def from_hf(cls, config: dict[str, Any]) -> "FluxConfig":
         """From the `config.json` of a diffusers transformer folder.
 
         Raises ValueError for a variant that this module does not implement (patch size, extra input channels).

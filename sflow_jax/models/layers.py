@@ -21,6 +21,11 @@ def layer_norm(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
     return centred * jax.lax.rsqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon)
 
 
+def along_last(vector: Float[Array, " d"], like: Float[Array, "*b d"]) -> Float[Array, "*ones d"]:
+    """A vector with the rank of `like`, so that products broadcast without silent rank promotion."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation with learned scale and bias, float32 inside, input's dtype outside."""
 
@@ -30,7 +35,8 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return (layer_norm(x, self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = along_last(self.scale[...], x), along_last(self.bias[...], x)
+        return (layer_norm(x, self.epsilon) * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -43,7 +49,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (wide * inverse * self.scale[...]).astype(x.dtype)
+        return (wide * inverse * along_last(self.scale[...], x)).astype(x.dtype)
 
 
 def sinusoids(value: Float[Array, " b"], width: int, max_period: float = 10_000.0) -> Float[Array, "b width"]:

@@ -5,7 +5,7 @@ Axes: b batch, w tokens, d width, h heads, k head dimension.
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,12 @@ class T5Config:
     epsilon: float = 1e-6
 
     @classmethod
-    def xxl(cls) -> Self:
+    def xxl(cls) -> "T5Config":
         """The text encoder of every FLUX.1 model."""
         return cls()
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> Self:
+    def from_hf(cls, config: dict[str, Any]) -> "T5Config":
         """From a transformers `config.json`; ValueError unless the feed-forward part is v1.1's gated GELU."""
         activation = config.get("feed_forward_proj", "relu")
         if activation != "gated-gelu":

@@ -1,0 +1,59 @@
+"""`sflow-convert`: a published FLUX checkpoint → a folder that `sflow` reads."""
+
+from pathlib import Path
+
+import click
+
+from sflow_convert.job import DTYPES, convert
+from sflow_convert.layouts import open_source
+from sflow_jax.console import Command, one_line_errors, parse_layers, plain_usage_errors, quiet_logs
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    sflow-convert ~/models/FLUX.1-dev checkpoints/flux-dev
+
+    sflow-convert ~/models/flux1-dev.safetensors checkpoints/flux-dev --text-encoders ~/models/FLUX.1-dev
+
+    sflow-convert ~/models/FLUX.1-schnell gs://bucket/flux-schnell --dtype bfloat16 --overwrite
+    """,
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Dtype to store; by default the source's own.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint at DESTINATION.")
+@click.option(
+    "--text-encoders",
+    type=click.Path(path_type=Path),
+    help="Folder of text_encoder, text_encoder_2, tokenizer and tokenizer_2, if not in SOURCE.",
+)
+@click.option("--vital-layers", help="Record these layers as vital, such as 0,1,17-18.")
+@one_line_errors
+def command(
+    source: Path,
+    destination: str,
+    dtype: str | None,
+    overwrite: bool,
+    text_encoders: Path | None,
+    vital_layers: str | None,
+) -> None:
+    """Convert a FLUX.1 checkpoint (dev, schnell, Krea) from SOURCE to DESTINATION.
+
+    SOURCE is a diffusers folder, or Black Forest Labs' flux1-*.safetensors (or its folder) with
+    ae.safetensors beside it. Only safetensors are read. DESTINATION is a new folder, local or gs://.
+    """
+    layers = None if vital_layers is None else parse_layers(vital_layers)
+    if isinstance(layers, str):
+        raise ValueError(f"--vital-layers takes numbers, not {layers!r}")
+    info = convert(
+        open_source(source, text_encoders), destination, dtype=dtype, overwrite=overwrite, vital_layers=layers
+    )
+    click.echo(f"{destination}: FLUX.1 {info.family}, {info.dtype}. Look at it with: sflow info {destination}")
+
+
+def main() -> None:
+    """Entry point."""
+    quiet_logs()
+    with plain_usage_errors():
+        command(standalone_mode=False)

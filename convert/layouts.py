@@ -1,0 +1,147 @@
+"""The two published layouts of a FLUX checkpoint, read into one description.
+
+- diffusers: `transformer/`, `vae/`, `text_encoder/`, `text_encoder_2/`, `tokenizer/`, `tokenizer_2/`,
+  `scheduler/`.
+- Black Forest Labs: `flux1-*.safetensors` and `ae.safetensors`, with the folders of text encoders and
+  tokenizers beside them.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sflow_convert import autoencoder, flux, text_encoders
+from sflow_convert.engine import ConversionError, Table
+from sflow_convert.sources import Tensors, find_files, open_files, read_json
+from sflow_jax.models.autoencoder import AutoencoderConfig
+from sflow_jax.models.clip import ClipTextConfig
+from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.t5 import T5Config
+
+TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
+# What diffusers' folders of FLUX.1-dev and FLUX.1-schnell say, for single files, which say nothing.
+DEV_SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+SCHNELL_SCHEDULER = {**DEV_SCHEDULER, "use_dynamic_shifting": False, "shift": 1.0}
+PUBLISHED_PICTURE_SIZE = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network of the source: its config in our terms, its table, its tensors."""
+
+    config: Any
+    table: Table
+    tensors: Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Everything that a conversion needs."""
+
+    networks: dict[str, Network]
+    scheduler: dict[str, Any]
+    picture_size: int
+    tokenizers: dict[str, Path]
+
+    @property
+    def family(self) -> str:
+        """dev for models with a guidance input, schnell for those without."""
+        return "dev" if self.networks["transformer"].config.guidance else "schnell"
+
+
+def rename_clip(name: str) -> str | None:
+    """transformers writes CLIP text weights with and without a prefix; position ids are not weights."""
+    name = name if name.startswith("text_model.") else f"text_model.{name}"
+    return None if name == "text_model.embeddings.position_ids" else name
+
+
+def rename_t5(name: str) -> str | None:
+    """T5 files may store the tied embedding a second time, under the encoder's name."""
+    return None if name == "encoder.embed_tokens.weight" else name
+
+
+def rename_single_file(name: str) -> str:
+    """Some tools prefix the transformer's tensors."""
+    return name.removeprefix("model.diffusion_model.")
+
+
+def open_text_encoders(folder: Path) -> dict[str, Network]:
+    """CLIP from `text_encoder/`, T5 from `text_encoder_2/`."""
+    clip_folder, t5_folder = folder / "text_encoder", folder / "text_encoder_2"
+    clip_config = ClipTextConfig.from_hf(read_json(clip_folder / "config.json"))
+    t5_config = T5Config.from_hf(read_json(t5_folder / "config.json"))
+    return {
+        "clip": Network(
+            clip_config,
+            text_encoders.clip_text_table(clip_config),
+            open_files(find_files(clip_folder), rename_clip),
+        ),
+        "t5": Network(t5_config, text_encoders.t5_table(t5_config), open_files(find_files(t5_folder), rename_t5)),
+    }
+
+
+def open_diffusers(folder: Path, text_encoders_folder: Path) -> Source:
+    """The diffusers layout."""
+    flux_config = FluxConfig.from_hf(read_json(folder / "transformer" / "config.json"))
+    vae_json = read_json(folder / "vae" / "config.json")
+    vae_config = AutoencoderConfig.from_hf(vae_json)
+    networks = {
+        "transformer": Network(
+            flux_config, flux.diffusers_table(flux_config), open_files(find_files(folder / "transformer"))
+        ),
+        "autoencoder": Network(
+            vae_config, autoencoder.diffusers_table(vae_config), open_files(find_files(folder / "vae"))
+        ),
+    }
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    size = vae_json.get("sample_size", PUBLISHED_PICTURE_SIZE)
+    return Source(networks | open_text_encoders(text_encoders_folder), scheduler, size, tokenizers(text_encoders_folder))
+
+
+def open_single_files(transformer: Path, text_encoders_folder: Path) -> Source:
+    """Black Forest Labs' layout, `ae.safetensors` beside the transformer's file."""
+    transformer_tensors = open_files([transformer], rename_single_file)
+    vae_tensors = open_files([transformer.parent / "ae.safetensors"])
+    try:
+        flux_config = flux.config_from_single_file(transformer_tensors.shapes)
+        vae_config = autoencoder.config_from_single_file(vae_tensors.shapes)
+    except (KeyError, ValueError) as error:
+        raise ConversionError(f"{transformer.parent} does not hold a FLUX.1 model: no tensor {error}") from error
+    networks = {
+        "transformer": Network(flux_config, flux.single_file_table(flux_config), transformer_tensors),
+        "autoencoder": Network(vae_config, autoencoder.single_file_table(vae_config), vae_tensors),
+    }
+    scheduler = DEV_SCHEDULER if flux_config.guidance else SCHNELL_SCHEDULER
+    networks |= open_text_encoders(text_encoders_folder)
+    return Source(networks, scheduler, PUBLISHED_PICTURE_SIZE, tokenizers(text_encoders_folder))
+
+
+def tokenizers(folder: Path) -> dict[str, Path]:
+    """Both tokenizer folders by name; ConversionError if one is missing."""
+    found = {name: folder / name for name in TOKENIZER_FOLDERS}
+    for path in found.values():
+        if not path.is_dir():
+            raise ConversionError(f"{path} is missing; the source is not a complete checkpoint")
+    return found
+
+
+def open_source(source: Path, text_encoders_folder: Path | None = None) -> Source:
+    """Find out which layout `source` has, and open it; ConversionError if it is neither."""
+    if not source.exists():
+        raise ConversionError(f"no source at {source}")
+    if source.is_file():
+        return open_single_files(source, text_encoders_folder or source.parent)
+    if (source / "transformer").is_dir():
+        return open_diffusers(source, text_encoders_folder or source)
+    singles = sorted(source.glob("flux1-*.safetensors"))
+    if len(singles) == 1:
+        return open_single_files(singles[0], text_encoders_folder or source)
+    found = f"{len(singles)} flux1-*.safetensors files" if singles else "neither transformer/ nor flux1-*.safetensors"
+    raise ConversionError(f"{source} is not a FLUX checkpoint in a known layout: it has {found}")

@@ -1,0 +1,71 @@
+"""What every command line shares: errors in one line, lists of layers, quiet logs."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable
+
+import click
+
+
+class Command(click.Command):
+    """A command whose help keeps the line breaks of its examples."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write_paragraph()
+            with formatter.section("Examples"):
+                for line in self.epilog.strip().splitlines():
+                    formatter.write_text(line.strip())
+
+
+def one_line_errors(command: Callable) -> Callable:
+    """Bad input (ValueError) and files that cannot be read or written end with one line and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            raise click.exceptions.UsageError(str(error)) from error
+
+    return run
+
+
+def parse_layers(text: str) -> str | tuple[int, ...]:
+    """`vital`, `all` and `none` as they are; `0,1,17-18` as numbers. ValueError for anything else."""
+    if text in ("vital", "all", "none"):
+        return text
+    numbers: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            raise ValueError(f"cannot read layers {text!r}: write numbers and ranges such as 0,1,17-18")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+def quiet_logs() -> None:
+    """Our warnings in one plain line each; libraries keep to errors."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("sflow_jax")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    for name in ("absl", "orbax", "jax", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def plain_usage_errors():
+    """Print a usage error as one line, without the usage text that click puts before it."""
+    try:
+        yield
+    except click.exceptions.Exit as stop:
+        raise SystemExit(stop.exit_code) from stop
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        raise SystemExit(2) from error
+    except click.Abort as stop:
+        click.echo("Stopped.", err=True)
+        raise SystemExit(130) from stop

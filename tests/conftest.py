@@ -1,0 +1,62 @@
+"""Eight fake CPU devices, a compilation cache, and the small checkpoint that most tests share."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax is imported: sharding tests need several devices, and thread pools compete for few cores.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import published
+from sflow_convert.job import convert
+from sflow_convert.layouts import open_source
+from sflow_jax.pipeline import StableFlow
+
+CACHE = Path(os.environ.get("SFLOW_TEST_CACHE", Path(tempfile.gettempdir()) / "sflow_jax-test-cache"))
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+torch.set_num_threads(2)
+
+
+def relative(ours, theirs) -> float:
+    """Relative L2 distance of our array to the oracle's."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory) -> Path:
+    """A small random FLUX in the diffusers layout."""
+    return published.write_diffusers(tmp_path_factory.mktemp("published") / "tiny-dev")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(source_folder, tmp_path_factory) -> Path:
+    """The same, converted; layers 0, 2 and 3 are declared vital."""
+    destination = tmp_path_factory.mktemp("converted") / "tiny-dev"
+    convert(open_source(source_folder), destination, vital_layers=(0, 2, 3), progress=False)
+    return destination
+
+
+@pytest.fixture(scope="session")
+def flow(checkpoint) -> StableFlow:
+    """The converted checkpoint, loaded on one device."""
+    return StableFlow.load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A smooth picture with structure, 64×48."""
+    y, x = np.mgrid[0:48, 0:64] / 48
+    channels = [np.sin(3 * x + y) / 2 + 0.5, np.cos(4 * y) / 2 + 0.5, x * y / 1.4]
+    return Image.fromarray(np.uint8(255 * np.stack(channels, -1)))

@@ -1,0 +1,195 @@
+"""Float32 parity with diffusers and transformers: each network, then the method."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from conftest import relative
+
+import published
+from reference import Reference
+from sflow_convert.job import convert
+from sflow_convert.layouts import open_source
+from sflow_jax.latents import fit_picture, position_ids, to_network
+from sflow_jax.pipeline import StableFlow
+
+NETWORK_LIMIT = 1e-4
+METHOD_LIMIT = 1e-3
+EFFECT_LIMIT = 2e-2
+STEPS = 8
+HEIGHT, WIDTH = 48, 64
+PROMPTS = ["a red cat sits in snow", "a red cat lies in snow", "a blue dog"]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Reference:
+    """The diffusers transformer at this file's size and steps."""
+    model = published.transformer()
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler(**published.SCHEDULERS["dev"])
+    tokens = HEIGHT * WIDTH // 256
+    shift = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS), mu=shift)
+    ids = torch.tensor(position_ids(HEIGHT // 8, WIDTH // 8))
+    return Reference(model, ids, scheduler.sigmas.tolist())
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((HEIGHT * WIDTH // 256, 16)).astype(np.float32)
+
+
+def features(flow, prompts=PROMPTS):
+    """Our conditioning as torch tensors; its own parity is tested below."""
+    made = flow.encode_prompts(prompts)
+    return torch.tensor(np.asarray(made.text)), torch.tensor(np.asarray(made.pooled))
+
+
+def repeated(noise, batch):
+    return torch.tensor(noise).repeat(batch, 1, 1)
+
+
+@torch.no_grad()
+def test_t5_agrees_with_transformers(flow):
+    ids = np.random.default_rng(1).integers(0, published.T5["vocab_size"], (3, 29)).astype(np.int32)
+    theirs = published.t5()(torch.tensor(ids)).last_hidden_state
+    assert relative(jax.jit(lambda m, i: m(i))(flow.prompts.t5, ids), theirs) <= NETWORK_LIMIT
+
+
+@torch.no_grad()
+def test_clip_agrees_with_transformers(flow):
+    ids = np.random.default_rng(2).integers(0, published.CLIP["vocab_size"] - 1, (3, 17)).astype(np.int32)
+    ids[[0, 1, 2], [16, 4, 9]] = published.CLIP["vocab_size"] - 1
+    theirs = published.clip()(torch.tensor(ids))
+    sequence, pooled = jax.jit(lambda m, i: m(i))(flow.prompts.clip, ids)
+    assert relative(sequence, theirs.last_hidden_state) <= NETWORK_LIMIT
+    assert relative(pooled, theirs.pooler_output) <= NETWORK_LIMIT
+
+
+@torch.no_grad()
+def test_autoencoder_agrees_with_diffusers(flow):
+    pictures = np.random.default_rng(3).uniform(-1, 1, (2, 32, 56, 3)).astype(np.float32)
+    model = published.autoencoder()
+    theirs = model.encode(torch.tensor(pictures).permute(0, 3, 1, 2)).latent_dist
+    mean, log_variance = jax.jit(lambda m, x: m.encode(x))(flow.autoencoder, pictures)
+    assert relative(mean, theirs.mean.permute(0, 2, 3, 1)) <= NETWORK_LIMIT
+    assert relative(log_variance, theirs.logvar.permute(0, 2, 3, 1)) <= NETWORK_LIMIT
+    decoded = model.decode(theirs.mean).sample.permute(0, 2, 3, 1)
+    assert relative(jax.jit(lambda m, x: m.decode(x))(flow.autoencoder, mean), decoded) <= NETWORK_LIMIT
+
+
+def test_tokenizers_pad_like_the_published_pipeline(flow):
+    from sflow_jax.prompts import tokenize
+
+    tokenizer = published.t5_tokenizer()
+    theirs = tokenizer("a red cat", padding="max_length", max_length=13, truncation=True, return_tensors="np")
+    assert (tokenize(flow.prompts.t5_tokenizer, "a red cat", 13, "T5") == theirs.input_ids).all()
+
+
+@pytest.mark.parametrize("family", ["dev", "schnell"])
+def test_transformer_agrees_with_diffusers(family, flow, oracle, tmp_path):
+    if family == "schnell":
+        published.write_diffusers(tmp_path / "source", family)
+        convert(open_source(tmp_path / "source"), tmp_path / "made", progress=False)
+        flow = StableFlow.load(tmp_path / "made")
+        oracle = Reference(published.transformer(family), oracle.image_ids, oracle.sigmas)
+    generator = np.random.default_rng(4)
+    latents = generator.standard_normal((2, *oracle.image_ids.shape[:1], 16)).astype(np.float32)
+    text = generator.standard_normal((2, 11, 24)).astype(np.float32)
+    pooled = generator.standard_normal((2, 20)).astype(np.float32)
+    guidance = np.float32([1.0, 4.5])
+    theirs = oracle.velocity(torch.tensor(latents), torch.tensor(text), torch.tensor(pooled), 0.7, guidance)
+    ours = jax.jit(lambda m, *args, **options: m(*args, **options))(
+        flow.transformer,
+        latents,
+        text,
+        pooled,
+        timestep=np.float32([0.7, 0.7]),
+        guidance=guidance,
+        image_ids=oracle.image_ids.numpy(),
+    )
+    assert relative(ours, theirs) <= NETWORK_LIMIT
+
+
+def generate(flow, noise, **options):
+    return flow.generate(
+        PROMPTS[:2], steps=STEPS, guidance=[1.5, 4.0], height=HEIGHT, width=WIDTH, noise=noise, progress=False, **options
+    ).latents
+
+
+def test_generation_agrees(flow, oracle, noise):
+    theirs = oracle.denoise(repeated(noise, 2), *features(flow, PROMPTS[:2]), [1.5, 4.0])
+    assert relative(generate(flow, noise), theirs) <= METHOD_LIMIT
+
+
+@pytest.mark.parametrize("layer", range(5))
+def test_bypass_of_every_layer_agrees_and_matters(layer, flow, oracle, noise):
+    plain = oracle.denoise(repeated(noise, 2), *features(flow, PROMPTS[:2]), [1.5, 4.0])
+    theirs = oracle.denoise(repeated(noise, 2), *features(flow, PROMPTS[:2]), [1.5, 4.0], bypass=[layer])
+    ours = generate(flow, noise, bypass=[layer])
+    assert relative(ours, theirs) <= METHOD_LIMIT
+    assert relative(ours - generate(flow, noise), theirs - plain) <= EFFECT_LIMIT
+
+
+@pytest.mark.parametrize("layers", [[0], [1, 4], [2, 3], "all"])
+def test_edits_of_generated_pictures_agree_and_matter(layers, flow, oracle, noise):
+    options = dict(steps=STEPS, guidance=[1.0, 3.0, 4.0], height=HEIGHT, width=WIDTH, noise=noise, progress=False)
+    ours = flow.edit(PROMPTS[0], PROMPTS[1:], layers=layers, **options).latents
+    plain_ours = flow.edit(PROMPTS[0], PROMPTS[1:], layers="none", **options).latents
+    numbers = range(5) if layers == "all" else layers
+    start = repeated(noise, 3), *features(flow), [1.0, 3.0, 4.0]
+    theirs, plain = oracle.denoise(*start, inject=numbers), oracle.denoise(*start)
+    assert relative(ours, theirs) <= METHOD_LIMIT
+    assert relative(ours[1:] - plain_ours[1:], theirs[1:] - plain[1:]) <= EFFECT_LIMIT
+    # The source only lends: its own path is the one without injection.
+    assert relative(ours[0], plain[0]) <= METHOD_LIMIT
+
+
+@torch.no_grad()
+def image_latents(photo) -> torch.Tensor:
+    """Packed, scaled latents of the photo as diffusers' pipeline packs them."""
+    from diffusers import FluxPipeline
+
+    pixels = to_network(fit_picture(photo, HEIGHT, WIDTH)[None])
+    mean = published.autoencoder().encode(torch.tensor(pixels).permute(0, 3, 1, 2)).latent_dist.mean
+    scaled = (mean - published.VAE["shift_factor"]) * published.VAE["scaling_factor"]
+    return FluxPipeline._pack_latents(scaled, 1, 4, HEIGHT // 8, WIDTH // 8)
+
+
+@pytest.mark.parametrize("nudge", [1.0, 1.15])
+def test_inversion_agrees(nudge, flow, oracle, photo):
+    theirs = oracle.invert(image_latents(photo) * nudge, *features(flow, PROMPTS[:1]))
+    made = flow.invert(photo, PROMPTS[0], steps=STEPS, nudge=nudge, height=HEIGHT, width=WIDTH, progress=False)
+    assert relative(made.trajectory, theirs) <= METHOD_LIMIT
+    assert relative(made.sigmas, oracle.sigmas[::-1]) <= 1e-6
+
+
+@pytest.mark.parametrize("layers", [[0, 3], "all"])
+def test_edits_of_real_pictures_agree_and_matter(layers, flow, oracle, photo):
+    text, pooled = features(flow)
+    stored = oracle.invert(image_latents(photo) * 1.15, text[:1], pooled[:1])
+    start = stored[-1].repeat(3, 1, 1), text, pooled, [1.0, 3.0, 3.0]
+    numbers = range(5) if layers == "all" else layers
+    theirs = oracle.denoise(*start, inject=numbers, stored=stored)
+    plain = oracle.denoise(*start, stored=stored)
+    inversion = flow.invert(photo, PROMPTS[0], steps=STEPS, height=HEIGHT, width=WIDTH, progress=False)
+    ours, plain_ours = (
+        flow.edit(PROMPTS[0], PROMPTS[1:], inversion=inversion, layers=chosen, progress=False).latents
+        for chosen in (layers, "none")
+    )
+    assert relative(ours, theirs) <= METHOD_LIMIT
+    assert relative(ours[1:] - plain_ours[1:], theirs[1:] - plain[1:]) <= EFFECT_LIMIT
+
+
+def test_pictures_agree_with_the_published_decoder(flow, noise):
+    from diffusers import FluxPipeline
+
+    latents = noise[None]
+    ours = flow.decode(latents, height=HEIGHT, width=WIDTH)
+    unpacked = FluxPipeline._unpack_latents(torch.tensor(latents), HEIGHT, WIDTH, 8)
+    with torch.no_grad():
+        scaled = unpacked / published.VAE["scaling_factor"] + published.VAE["shift_factor"]
+        theirs = (published.autoencoder().decode(scaled).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    assert relative(ours, theirs) <= NETWORK_LIMIT
