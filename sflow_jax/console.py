@@ -6,10 +6,16 @@ import logging
 from collections.abc import Callable
 
 import click
+import jax
+
+
+HELP_WIDTH = 116
 
 
 class Command(click.Command):
     """A command whose help keeps the line breaks of its examples."""
+
+    context_settings = {"max_content_width": HELP_WIDTH}
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
@@ -28,6 +34,12 @@ def one_line_errors(command: Callable) -> Callable:
             return command(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise click.exceptions.UsageError(str(error)) from error
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise click.exceptions.UsageError(
+                "out of device memory: choose a smaller picture, fewer edits at once, or more devices with --mesh"
+            ) from error
 
     return run
 

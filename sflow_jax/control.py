@@ -7,6 +7,7 @@ Axes: t steps, b batch elements, n layers (numbered globally: double blocks firs
 import dataclasses
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -16,7 +17,7 @@ FLUX_DEV_PAPER = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 FLUX_DEV_CODE = (0, 1, 17, 18, 25, 28, 53, 54, 56)
 
 
-def check_layers(numbers: Iterable[int], layers: int) -> tuple[int, ...]:
+def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
     """Sorted, unique layer numbers; ValueError naming those that a model of `layers` layers lacks."""
     try:
         found = sorted({operator.index(number) for number in numbers})

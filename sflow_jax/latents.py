@@ -6,25 +6,28 @@ Axes: b batch, y rows, x columns, c channels; s image tokens; a token packs 2×2
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sflow_jax.arrays import AnyArray
 
 PATCH = 2
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
-def pack(latents: Float[Array, "b y x c"]) -> Float[Array, "b s packed"]:
+def pack(latents: Float[AnyArray, "b y x c"]) -> Float[AnyArray, "b s packed"]:
     """2×2 latents → one token; channel order (c, row in patch, column in patch), as the published models."""
     batch, rows, columns, channels = latents.shape
     x = latents.reshape(batch, rows // PATCH, PATCH, columns // PATCH, PATCH, channels)  # b y p x q c
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, channels * PATCH * PATCH)
 
 
-def unpack(tokens: Float[Array, "b s packed"], rows: int, columns: int) -> Float[Array, "b y x c"]:
+def unpack(tokens: Float[AnyArray, "b s packed"], rows: int, columns: int) -> Float[AnyArray, "b y x c"]:
     """Inverse of `pack` for a picture of `rows` × `columns` latents."""
     batch, _, packed = tokens.shape
     x = tokens.reshape(batch, rows // PATCH, columns // PATCH, packed // PATCH**2, PATCH, PATCH)  # b y x c p q
@@ -69,7 +72,7 @@ class Canvas:
         return self.rows * self.columns // PATCH**2
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_picture(picture: Any) -> Image.Image:
     """An upright RGB picture: EXIF orientation applied, transparency composited on white.
 
     Takes a path, a PIL image, or a uint8 array [y, x, 3 or 4] or [y, x]; ValueError for anything else.

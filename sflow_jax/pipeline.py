@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
+from sflow_jax.arrays import AnyArray
 from sflow_jax.checkpoint import ModelInfo, load_info, load_network
 from sflow_jax.control import LayerControl, check_layers
 from sflow_jax.latents import Canvas, Picture, draw_noise, fit_picture, open_picture, to_network
@@ -105,7 +106,7 @@ class StableFlow:
         pixels = fit_picture(open_picture(image), canvas.height, canvas.width)
         return encode(self.autoencoder, to_network(pixels[None]))
 
-    def decode(self, latents: Float[Array | np.ndarray, "b s c"], *, height: int, width: int) -> Float[np.ndarray, "b y x 3"]:
+    def decode(self, latents: Float[AnyArray, "b s c"], *, height: int, width: int) -> Float[np.ndarray, "b y x 3"]:
         """Pictures in 0..1, float32, of packed latents; about one megapixel at a time."""
         canvas = self._canvas(height, width)
         batch = len(latents)
@@ -127,7 +128,7 @@ class StableFlow:
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
-        noise: Float[Array | np.ndarray, "s c"] | None = None,
+        noise: Float[AnyArray, "s c"] | None = None,
         bypass: Iterable[int] = (),
         progress: bool = True,
     ) -> Generation:
@@ -192,7 +193,7 @@ class StableFlow:
         steps: int | None = None,
         guidance: float | Sequence[float] | None = None,
         seed: int = 0,
-        noise: Float[Array | np.ndarray, "s c"] | None = None,
+        noise: Float[AnyArray, "s c"] | None = None,
         nudge: float = 1.15,
         unnudge: bool = False,
         replay: str = "aligned",
@@ -222,12 +223,12 @@ class StableFlow:
         if inversion is None:
             canvas = self._canvas(height, width)
             steps = self.defaults.edit_steps if steps is None else steps
-            trajectory, start, scale = None, self._noise(seed, noise, canvas), 1.0
+            trajectory, start, nudge = None, self._noise(seed, noise, canvas), 1.0
             guidance = self._guidance(guidance, self.defaults.guidance, batch)
         else:
             canvas, steps = self._inverted_canvas(inversion, steps, height, width)
             trajectory, start = inversion.trajectory, inversion.trajectory[-1]
-            scale = inversion.settings["nudge"] if unnudge else 1.0
+            nudge = inversion.settings["nudge"]
             guidance = self._real_guidance(guidance, batch)
         sigmas = self.schedule.sigmas(steps, canvas.tokens)
         conditioning = self.encode_prompts([source_prompt, *edits])
@@ -244,8 +245,9 @@ class StableFlow:
                 rows.append(latents if not rows else latents[1:])
         # Filling up the last chunk repeated its last edit.
         latents = jnp.concatenate(rows)[:batch]
-        images = self.decode(latents / scale, height=canvas.height, width=canvas.width)
-        return Edit(images, latents, chosen)
+        shown = latents / nudge if unnudge else latents
+        images = self.decode(shown, height=canvas.height, width=canvas.width)
+        return Edit(images, latents, chosen, steps, tuple(guidance.tolist()), nudge)
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
         """Global layer numbers of "vital", "all", "none" or a sequence; ValueError where there are none."""
@@ -292,7 +294,7 @@ class StableFlow:
             )
         return canvas, settings["steps"]
 
-    def _noise(self, seed: int, noise: Float[Array | np.ndarray, "s c"] | None, canvas: Canvas) -> Float[np.ndarray, "s c"]:
+    def _noise(self, seed: int, noise: Float[AnyArray, "s c"] | None, canvas: Canvas) -> Float[np.ndarray, "s c"]:
         shape = (canvas.tokens, self.transformer.config.in_channels)
         if noise is None:
             return draw_noise(seed, *shape)

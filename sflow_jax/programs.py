@@ -13,6 +13,7 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
+from sflow_jax.arrays import AnyArray
 from sflow_jax.latents import Canvas, pack, position_ids, unpack
 from sflow_jax.models.autoencoder import Autoencoder
 from sflow_jax.models.flux import Flux
@@ -25,9 +26,9 @@ from sflow_jax.sharding import batch_sharding
 def step_latents(
     transformer: Flux,
     conditioning: tuple[Array, Array],
-    guidance: Float[Array | np.ndarray, " b"],
-    image_ids: Float[Array | np.ndarray, "s 3"],
-    latents: Float[Array | np.ndarray, "b s c"],
+    guidance: Float[AnyArray, " b"],
+    image_ids: Float[AnyArray, "s 3"],
+    latents: Float[AnyArray, "b s c"],
     step: Step,
     *,
     sharding: Sharding,
@@ -54,7 +55,7 @@ def step_latents(
 
 @functools.partial(jax.jit, static_argnames=("rows", "columns"))
 def decode(
-    autoencoder: Autoencoder, latents: Float[Array | np.ndarray, "b s c"], *, rows: int, columns: int
+    autoencoder: Autoencoder, latents: Float[AnyArray, "b s c"], *, rows: int, columns: int
 ) -> Float[Array, "b y x 3"]:
     """Packed, scaled latents → pictures in 0..1."""
     config = autoencoder.config
@@ -95,7 +96,7 @@ class Run:
         )
 
     def __call__(
-        self, latents: Float[np.ndarray, "b s c"], steps: Iterable[Step], bar: tqdm
+        self, latents: Float[AnyArray, "b s c"], steps: Iterable[Step], bar: tqdm
     ) -> Iterator[Float[Array, "b s c"]]:
         """Yield the latents after every step; the host prepares one step while the device computes another."""
         current = jax.device_put(latents, self.sharding)

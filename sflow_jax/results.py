@@ -30,12 +30,15 @@ class Edit:
     """A source picture and its edits; row 0 is the source.
 
     images: [1 + edits, y, x, 3] float32 in 0..1. latents: [1 + edits, s, c] float32. layers: where the
-    source's keys and values were injected.
+    source's keys and values were injected. guidance: one a row. nudge: of a real source, else 1.
     """
 
     images: Float[np.ndarray, "b y x 3"]
     latents: Float[Array, "b s c"]
     layers: tuple[int, ...]
+    steps: int
+    guidance: tuple[float, ...]
+    nudge: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sflow_jax.arrays import AnyArray
 from sflow_jax.control import LayerControl
 
-Velocity = Callable[[Array, Array], Array]
+Velocity = Callable[[Array, Array], AnyArray]
 REPLAYS = ("aligned", "residual", "none")
 
 
@@ -87,7 +88,7 @@ class Step(NamedTuple):
     replay: Bool[np.ndarray, ""]
 
 
-def advance(velocity: Velocity, latents: Float[Array, "b s c"], step: Step) -> Float[Array, "b s c"]:
+def advance(velocity: Velocity, latents: Float[AnyArray, "b s c"], step: Step) -> Float[Array, "b s c"]:
     """One Euler step, float32: z ← z + (σ' − σ)·u(z + offset, σ_evaluated), then the source's replay."""
     batch, groups = latents.shape[0], step.offset.shape[0]
     members = batch // groups

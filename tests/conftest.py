@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before jax is imported: sharding tests need several devices, and thread pools compete for few cores.
+# Before jax is imported: sharding tests need several devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -24,7 +24,7 @@ CACHE = Path(os.environ.get("SFLOW_TEST_CACHE", Path(tempfile.gettempdir()) / "s
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def relative(ours, theirs) -> float:
@@ -52,6 +52,20 @@ def checkpoint(source_folder, tmp_path_factory) -> Path:
 def flow(checkpoint) -> StableFlow:
     """The converted checkpoint, loaded on one device."""
     return StableFlow.load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory) -> Path:
+    """A model with eight heads everywhere, so that eight devices can split it."""
+    folder = tmp_path_factory.mktemp("wide")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(published.FLUX, "num_attention_heads", 8)
+        patch.setitem(published.FLUX, "pooled_projection_dim", 24)
+        patch.setitem(published.CLIP, "hidden_size", 24)
+        patch.setitem(published.T5, "num_heads", 8)
+        published.write_diffusers(folder / "source")
+    convert(open_source(folder / "source"), folder / "made", progress=False)
+    return folder / "made"
 
 
 @pytest.fixture(scope="session")

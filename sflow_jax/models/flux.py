@@ -261,12 +261,14 @@ class Flux(nnx.Module):
         members: int = 1,
         kernel: str = "xla",
         remat: bool = False,
+        unroll: bool = False,
     ) -> Float[Array, "b s c"]:
         """Velocity, float32, same shape as the latents.
 
         timestep: sigma in 0..1. guidance: the distilled guidance scale; ignored by models without it.
         inject, bypass: per batch element and global layer; None means nowhere. members: batch elements a
         group, member 0 being the source. remat: recompute blocks in the backward pass (training).
+        unroll: compile every layer by itself; training on a CPU is a fifth faster so.
         """
         dtype = parameter_dtype(self)
         layout = Layout(text.shape[1], members, kernel)
@@ -291,10 +293,10 @@ class Flux(nnx.Module):
         if remat:
             double, single = jax.checkpoint(double), jax.checkpoint(single)
         with jax.named_scope("double_blocks"):
-            (words, image), _ = jax.lax.scan(double, (words, image), (self.double_blocks, first))
+            (words, image), _ = jax.lax.scan(double, (words, image), (self.double_blocks, first), unroll=unroll)
         with jax.named_scope("single_blocks"):
             joint = jnp.concatenate([words, image], axis=1)
-            joint, _ = jax.lax.scan(single, joint, (self.single_blocks, second))
+            joint, _ = jax.lax.scan(single, joint, (self.single_blocks, second), unroll=unroll)
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
             image = modulate(joint[:, layout.text_tokens :], shift, scale, self.config.epsilon)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +73,8 @@ def parameters(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct
     return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves}
 
 
-def with_parameters(module: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
-    """The same module (abstract or not) around other arrays, given by path."""
+def with_parameters(module: nnx.Module, values: Mapping[str, Any]) -> nnx.Module:
+    """The same module (abstract or not) around other arrays, or other shapes, given by path."""
     paths = parameters(module)
     return jax.tree.unflatten(jax.tree.structure(module), [values[path] for path in paths])
 

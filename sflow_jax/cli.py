@@ -1,0 +1,265 @@
+"""`sflow`: generate, edit and invert pictures, and look at checkpoints."""
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sflow_jax.checkpoint import abstract_network, load_info
+from sflow_jax.console import Command, one_line_errors, parse_layers, plain_usage_errors, quiet_logs
+from sflow_jax.latents import fit_picture, open_picture
+from sflow_jax.metrics import psnr
+from sflow_jax.models.layers import parameter_count
+from sflow_jax.output import captioned_grid, output_folder
+from sflow_jax.pipeline import EDITS_AT_ONCE, StableFlow
+from sflow_jax.results import Inversion
+from sflow_jax.sampling import REPLAYS
+from sflow_jax.sharding import make_mesh, parse_mesh
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PACKAGES = ("sflow_jax", "jax", "flax")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sflow_jax")
+def group() -> None:
+    """Edit pictures with FLUX by injecting keys and values in its vital layers; no training.
+
+    Start with a checkpoint in the published layout: sflow-convert SOURCE DEST
+    """
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click options as one decorator, in the order given."""
+
+    def apply(command: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+model_options = options(
+    click.option("--model", "-m", required=True, help="Converted checkpoint: a folder, local or gs://."),
+    click.option("--dtype", type=click.Choice(list(DTYPES)), help="Weights and computation [float32 on CPU, else bfloat16]."),
+    click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
+)
+size_options = options(
+    click.option("--steps", type=int, help="Steps of the solver [the model's default]."),
+    click.option("--height", type=int, help="Height in pixels [the model's default]."),
+    click.option("--width", type=int, help="Width in pixels [the model's default]."),
+)
+out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
+
+
+def load(model: str, dtype: str | None, mesh: str | None) -> tuple[StableFlow, float]:
+    """The model, and the seconds it took to load."""
+    start = time.perf_counter()
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
+    placed = None if mesh is None else make_mesh(parse_mesh(mesh))
+    flow = StableFlow.load(model, mesh=placed, dtype=dtype and DTYPES[dtype])
+    return flow, time.perf_counter() - start
+
+
+def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """What a result's JSON says: settings, versions, device, seconds."""
+    return {
+        "model": model,
+        **settings,
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+
+
+@group.command(
+    cls=Command,
+    epilog="""
+    sflow generate -m checkpoints/flux-dev --prompt "A photo of a dog in the park" --seed 42 --out dog
+
+    sflow generate -m checkpoints/flux-dev --prompt "A cat" --bypass 18,25 --steps 15 --out cat-without-18-25
+    """,
+)
+@model_options
+@click.option("--prompt", "-p", "prompts", multiple=True, required=True, help="What to paint; repeat for more pictures.")
+@size_options
+@click.option("--guidance", type=float, help="Guidance scale [the model's default].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, shared by all pictures.")
+@click.option("--bypass", default="none", help="Layers to leave out, such as 18,25 or 19-56.")
+@out_option
+@one_line_errors
+def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, bypass, out) -> None:
+    """Generate one picture a prompt: picture-1.png …, grid.png, generate.json."""
+    layers = parse_layers(bypass)
+    with output_folder(out) as folder:
+        flow, loading = load(model, dtype, mesh)
+        layers = flow.resolve_layers(layers)
+        start = time.perf_counter()
+        made = flow.generate(
+            list(prompts), steps=steps, guidance=guidance, height=height, width=width, seed=seed, bypass=layers
+        )
+        generating = time.perf_counter() - start
+        for i, image in enumerate(made.images, 1):
+            folder.picture(f"picture-{i}.png", image)
+        folder.image("grid.png", captioned_grid(made.images, prompts))
+        settings = {"prompts": prompts, "steps": steps or flow.defaults.steps, "seed": seed, "bypass": layers}
+        settings |= {"guidance": flow.defaults.guidance if guidance is None else guidance}
+        folder.json("generate.json", record(model, settings, {"load": loading, "generate": generating}))
+    click.echo(f"{len(prompts)} pictures in {out}")
+
+
+@group.command(
+    cls=Command,
+    epilog="""
+    sflow edit -m checkpoints/flux-dev --prompt "A dog standing" --edit "A dog sitting" --edit "A dog in the snow" --out dog
+
+    sflow edit -m checkpoints/flux-dev --image photo.jpg --prompt "A man in a park" --edit "A man in a park with a dog" --out man
+
+    sflow edit -m checkpoints/flux-dev --inversion man --prompt "A man in a park" --edit "A man on a beach" --layers 0,1,17-18 --out beach
+    """,
+)
+@model_options
+@click.option("--prompt", "-p", required=True, help="The source: what it shows, or what to paint.")
+@click.option("--edit", "-e", "edits", multiple=True, required=True, help="What an edit shows; repeat for more.")
+@click.option("--image", help="A photo to edit; without it, the source is generated.")
+@click.option("--inversion", help="Folder of `sflow invert`, instead of --image.")
+@click.option("--layers", default="vital", show_default=True, help="vital, all, none, or numbers such as 0,1,17-18.")
+@size_options
+@click.option("--guidance", type=float, help="Guidance of the edits [3.5; for photos 3, and 1 for the source].")
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed of the noise of a generated source.")
+@click.option("--nudge", type=float, default=1.15, show_default=True, help="Latent nudging of a photo; 1 is none.")
+@click.option("--unnudge", is_flag=True, help="Undo the nudge when decoding; the reference does not.")
+@click.option("--replay", type=click.Choice(REPLAYS), default="aligned", show_default=True, help="How a photo's own path is kept.")
+@click.option("--edits-at-once", type=int, default=EDITS_AT_ONCE, show_default=True, help="Edits in one batch; fewer need less memory.")
+@out_option
+@one_line_errors
+def edit(
+    model, dtype, mesh, prompt, edits, image, inversion, layers, steps, height, width, guidance, seed,
+    nudge, unnudge, replay, edits_at_once, out,
+) -> None:  # fmt: skip
+    """Edit a generated picture or a photo: source.png, edit-1.png …, grid.png, edit.json."""
+    layers = parse_layers(layers)
+    stored = None if inversion is None else Inversion.load(inversion)
+    if image is not None:
+        open_picture(image)  # a bad file should not cost a model's loading
+    with output_folder(out) as folder:
+        flow, loading = load(model, dtype, mesh)
+        start = time.perf_counter()
+        made = flow.edit(
+            prompt,
+            list(edits),
+            image=image,
+            inversion=stored,
+            layers=layers,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            nudge=nudge,
+            unnudge=unnudge,
+            replay=replay,
+            edits_at_once=edits_at_once,
+            height=height,
+            width=width,
+        )
+        editing = time.perf_counter() - start
+        folder.picture("source.png", made.images[0])
+        for i, picture in enumerate(made.images[1:], 1):
+            folder.picture(f"edit-{i}.png", picture)
+        folder.image("grid.png", captioned_grid(made.images, [f"source: {prompt}", *edits]))
+        real = image is not None or stored is not None
+        settings = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion}
+        settings |= {"layers": made.layers, "steps": made.steps, "guidance": made.guidance}
+        settings |= {"nudge": made.nudge, "unnudge": unnudge, "replay": replay} if real else {"seed": seed}
+        folder.json("edit.json", record(model, settings, {"load": loading, "edit": editing}))
+    click.echo(f"source and {len(edits)} edits in {out}")
+
+
+@group.command(
+    cls=Command,
+    epilog="""
+    sflow invert -m checkpoints/flux-dev --image photo.jpg --prompt "A man in a park" --out man
+
+    sflow edit -m checkpoints/flux-dev --inversion man --prompt "A man in a park" --edit "A man dancing in a park" --out dancing
+    """,
+)
+@model_options
+@click.option("--image", required=True, help="The photo.")
+@click.option("--prompt", "-p", required=True, help="What the photo shows.")
+@size_options
+@click.option("--nudge", type=float, default=1.15, show_default=True, help="Latent nudging; 1 is none.")
+@out_option
+@one_line_errors
+def invert(model, dtype, mesh, image, prompt, steps, height, width, nudge, out) -> None:
+    """Invert a photo: its path to noise for later edits, reconstruction.png, inversion.json."""
+    opened = open_picture(image)
+    with output_folder(out) as folder:
+        flow, loading = load(model, dtype, mesh)
+        start = time.perf_counter()
+        inversion = flow.invert(opened, prompt, steps=steps, nudge=nudge, height=height, width=width)
+        inverting = time.perf_counter() - start
+        settings = inversion.settings
+        size = {"height": settings["height"], "width": settings["width"]}
+        again = flow.generate(
+            [prompt], steps=settings["steps"], guidance=settings["guidance"], noise=inversion.trajectory[-1], **size
+        )
+        photo = fit_picture(opened, **size).astype(np.float32) / 255
+        plain = flow.decode(again.latents / settings["nudge"], **size)
+        figures = {
+            "reconstruction": psnr(again.images[0], photo),
+            "reconstruction, nudge undone": psnr(plain[0], photo),
+            "autoencoder alone": psnr(flow.decode(inversion.trajectory[:1] / settings["nudge"], **size)[0], photo),
+        }
+        inversion.save(folder.path)
+        folder.picture("reconstruction.png", again.images[0])
+        settings = {"image": image, **settings, "psnr_db": {name: round(value, 2) for name, value in figures.items()}}
+        folder.json("inversion.json", record(model, settings, {"load": loading, "invert": inverting}))
+    click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
+
+
+@group.command(cls=Command, epilog="sflow info checkpoints/flux-dev")
+@click.argument("model")
+@one_line_errors
+def info(model: str) -> None:
+    """What a checkpoint is: family, sizes, vital layers, memory."""
+    found = load_info(model)
+    counts = {name: parameter_count(abstract_network(name, config)) for name, config in found.configs.items()}
+    transformer = found.configs["transformer"]
+    click.echo(f"FLUX.1 {found.family}, stored as {found.dtype}, {found.picture_size}×{found.picture_size} by default")
+    click.echo(
+        f"layers 0 to {transformer.layers - 1}: {transformer.double_blocks} double blocks, then "
+        f"{transformer.single_blocks} single blocks"
+    )
+    for name, count in counts.items():
+        click.echo(f"  {name:12} {count:>16,} parameters {2 * count / 2**30:8.2f} GiB in bfloat16")
+    total = sum(counts.values())
+    click.echo(f"  {'weights':12} {total:>16,} parameters {2 * total / 2**30:8.2f} GiB in bfloat16, {4 * total / 2**30:.2f} in float32")
+    if found.vital_layers is None:
+        click.echo("vital layers: not known")
+    else:
+        click.echo(f"vital layers: {', '.join(map(str, found.vital_layers))} ({found.vital_layers_origin})")
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the environment says where (or the user set none)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sflow_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def main() -> None:
+    """Entry point."""
+    quiet_logs()
+    use_compilation_cache()
+    with plain_usage_errors():
+        group(standalone_mode=False)

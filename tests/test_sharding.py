@@ -1,0 +1,115 @@
+"""Placement on eight fake devices: the table covers every parameter, and the mesh changes no result."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import relative
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sflow_jax.checkpoint import abstract_network
+from sflow_jax.latents import Canvas, position_ids
+from sflow_jax.models.clip import ClipTextConfig
+from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.models.t5 import T5Config
+from sflow_jax.pipeline import StableFlow
+from sflow_jax.programs import step_latents
+from sflow_jax.sampling import Step
+from sflow_jax.sharding import batch_sharding, make_mesh, parameter_shardings, parse_mesh, partition_spec
+
+MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+def mesh_name(sizes):
+    return "-".join(f"{axis}{size}" for axis, size in sizes.items())
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=mesh_name)
+@pytest.mark.parametrize(
+    "network, config",
+    [("transformer", FluxConfig.dev()), ("t5", T5Config.xxl()), ("clip", ClipTextConfig.large())],
+    ids=["transformer", "t5", "clip"],
+)
+def test_every_parameter_has_a_place(network, config, sizes):
+    shapes = {path: leaf.shape for path, leaf in parameters(abstract_network(network, config)).items()}
+    places = parameter_shardings(network, shapes, make_mesh(sizes))
+    if network == "transformer":
+        # What one device holds of the big matrices: an eighth, whichever way they are split.
+        held = sum(np.prod(places[p].shard_shape(s)) for p, s in shapes.items() if "blocks" in p and "kernel" in p)
+        whole = sum(np.prod(s) for p, s in shapes.items() if "blocks" in p and "kernel" in p)
+        split = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+        assert held == whole // split
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=mesh_name)
+def test_the_full_size_step_lowers_on_every_mesh(sizes):
+    """FLUX.1-dev, two groups of source and edit at 1024², from abstract weights; nothing is allocated."""
+    mesh, config, canvas = make_mesh(sizes), FluxConfig.dev(), Canvas.of(1024, 1024, 8)
+    groups, batch = 8, 16
+    module = abstract_network("transformer", config)
+    leaves = parameters(module)
+    places = parameter_shardings("transformer", {path: leaf.shape for path, leaf in leaves.items()}, mesh)
+    abstract = with_parameters(
+        module, {p: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=places[p]) for p, x in leaves.items()}
+    )
+    rows, everywhere = batch_sharding(mesh, groups), NamedSharding(mesh, PartitionSpec())
+
+    def array(shape, dtype="float32", place=everywhere):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    mask = array((batch, config.layers), "bool")
+    state = array((groups, canvas.tokens, 64))
+    lowered = step_latents.lower(
+        abstract,
+        (array((batch, 512, 4096), "bfloat16", rows), array((batch, 768), "bfloat16", rows)),
+        array((batch,)),
+        position_ids(canvas.rows, canvas.columns),
+        array((batch, canvas.tokens, 64), place=rows),
+        Step(array(()), array(()), array(()), mask, mask, state, state, array((), "bool")),
+        sharding=rows,
+        kernel="xla",
+    )
+    assert lowered.out_info.shape == (batch, canvas.tokens, 64)
+    text = lowered.as_text()
+    # Layers are scanned, not unrolled: 57 copies would make the program ten times as long.
+    assert text.count("stablehlo.while") >= 2 and len(text) < 400_000
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"tensor": 2, "data": 4}], ids=mesh_name)
+def test_the_mesh_does_not_change_latents(sizes, wide_checkpoint):
+    """A model with eight heads of everything: generation of eight pictures, and an edit."""
+    plain = StableFlow.load(wide_checkpoint)
+    placed = StableFlow.load(wide_checkpoint, mesh=make_mesh(sizes))
+    prompts = ["a red cat", "a dog", "a hat", "snow", "a blue dog", "a beach", "a photo", "a cat sits"]
+    options = dict(steps=2, progress=False)
+    ours, expected = (f.generate(prompts, **options).latents for f in (placed, plain))
+    assert relative(ours, expected) <= 1e-5
+    ours, expected = (f.edit("a cat", ["a dog"], layers=[0, 3], **options).latents for f in (placed, plain))
+    assert relative(ours, expected) <= 1e-5
+
+
+def test_groups_are_split_only_where_they_divide():
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    assert batch_sharding(mesh, 16).spec == PartitionSpec(("data", "fsdp"))
+    assert batch_sharding(mesh, 4).spec == PartitionSpec(("data",))
+    assert batch_sharding(mesh, 3).spec == PartitionSpec()
+
+
+@pytest.mark.parametrize("sizes, message", [({"data": 3}, "needs 3 devices, but there are 8"), ({"model": 8}, "unknown mesh axis")])
+def test_impossible_meshes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(sizes)
+
+
+@pytest.mark.parametrize("text", ["", "data", "data=", "data=0", "rows=2", "data=2,data=4"])
+def test_unreadable_meshes_are_refused(text):
+    with pytest.raises(ValueError, match="cannot read mesh"):
+        parse_mesh(text)
+
+
+def test_unmatched_and_undivided_parameters_are_named():
+    mesh = make_mesh({"tensor": 8})
+    with pytest.raises(ValueError, match="no sharding rule matches.*mystery.weight"):
+        partition_spec("mystery.weight", (4, 4), mesh)
+    with pytest.raises(ValueError, match="size 12 cannot be split over tensor=8"):
+        partition_spec("transformer.single_blocks.attention.qkv.kernel", (2, 24, 3, 12, 8), mesh)
