@@ -3,6 +3,7 @@
 import dataclasses
 
 from sflow_convert.engine import CONVOLUTION, DENSE, POINTWISE, VECTOR, Piece, Shape, Table, Transform
+
 from sflow_jax.models.autoencoder import AutoencoderConfig
 
 Rows = dict[str, tuple[Piece, ...]]

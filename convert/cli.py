@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import click
-
 from sflow_convert.job import DTYPES, convert
 from sflow_convert.layouts import open_source
+
 from sflow_jax.console import Command, one_line_errors, parse_layers, plain_usage_errors, quiet_logs
 
 

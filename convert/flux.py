@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-
 from sflow_convert.engine import (
     DENSE,
     DENSE_FROM_HEADS,
@@ -14,6 +13,7 @@ from sflow_convert.engine import (
     Table,
     Transform,
 )
+
 from sflow_jax.models.flux import FluxConfig
 
 
@@ -32,12 +32,8 @@ def projection(target: str, sources: Iterable[tuple[str, slice | None]]) -> dict
         # Values are not rotated: only queries and keys are reordered.
         rotary = number < 2
         part = None if rows is None else (rows, slice(None))
-        kernel.append(
-            Piece(f"{source}.weight", ROTARY_DENSE if rotary else DENSE, part, (slice(None), number))
-        )
-        bias.append(
-            Piece(f"{source}.bias", ROTARY_VECTOR if rotary else VECTOR, part and part[:1], (number,))
-        )
+        kernel.append(Piece(f"{source}.weight", ROTARY_DENSE if rotary else DENSE, part, (slice(None), number)))
+        bias.append(Piece(f"{source}.bias", ROTARY_VECTOR if rotary else VECTOR, part and part[:1], (number,)))
     return {f"{target}.kernel": tuple(kernel), f"{target}.bias": tuple(bias)}
 
 
@@ -124,7 +120,10 @@ def diffusers_table(config: FluxConfig) -> Table:
             for source, target in zip(halves, halves[::-1])
         )
 
-    rows |= {"modulation_out.kernel": swapped("weight", DENSE, 2), "modulation_out.bias": swapped("bias", VECTOR, 1)}
+    rows |= {
+        "modulation_out.kernel": swapped("weight", DENSE, 2),
+        "modulation_out.bias": swapped("bias", VECTOR, 1),
+    }
     return rows | linear("image_out", "proj_out")
 
 

@@ -1,30 +1,36 @@
 """The conversion itself: check everything, then write a new checkpoint beside the destination, then rename."""
 
+import dataclasses
 import math
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
+from flax import nnx
 from jax.typing import DTypeLike
+from sflow_convert.engine import ConversionError, Read, Table, assemble, check, plan
+from sflow_convert.layouts import Network, Source
+from sflow_convert.sources import digest, find_files, open_files
 from tqdm.auto import tqdm
 
-from sflow_convert.engine import ConversionError, Read, assemble, check, plan
-from sflow_convert.layouts import Network, Source
-from sflow_convert.sources import digest
 from sflow_jax.checkpoint import INFO_FILE, ModelInfo, abstract_network, save_info, save_network
 from sflow_jax.control import FLUX_DEV_CODE, check_layers
 from sflow_jax.models.flux import FluxConfig
-from sflow_jax.models.layers import parameters
+from sflow_jax.models.layers import parameters, with_parameters
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# Network → its reads, and its parameters' shapes.
+Plans = dict[str, tuple[list[Read], dict[str, tuple[int, ...]]]]
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def planned(source: Source) -> dict[str, tuple[list[Read], dict[str, tuple[int, ...]]]]:
+def planned(source: Source) -> Plans:
     """Reads and parameter shapes of every network; ConversionError lists the faults of all of them."""
     plans, problems = {}, []
     for name, network in source.networks.items():
@@ -48,10 +54,12 @@ def stored_dtype(network: Network) -> str:
     return STORED[found[0]]
 
 
-def known_vital_layers(config: FluxConfig, asked: Iterable[int] | None) -> tuple[tuple[int, ...] | None, str]:
+def known_vital_layers(
+    config: FluxConfig, asked: Iterable[int] | None, origin: str
+) -> tuple[tuple[int, ...] | None, str]:
     """Layers to record and where they come from: asked for, or the published ones of FLUX.1-dev."""
     if asked is not None:
-        return check_layers(asked, config.layers), "given at conversion"
+        return check_layers(asked, config.layers), origin
     if config == FluxConfig.dev():
         return FLUX_DEV_CODE, "Stable Flow's code, measured by its authors on FLUX.1-dev"
     return None, ""
@@ -62,7 +70,9 @@ def write_network(
 ) -> None:
     """Assemble one network in files of a scratch folder (memory stays free), and save it with Orbax."""
     reads, targets = plan_
-    with tempfile.TemporaryDirectory(prefix="sflow-convert-") as scratch:
+    # Beside the destination, where there is room; a remote destination leaves the machine's own place.
+    place = None if "://" in str(folder) else str(folder)
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=place) as scratch:
 
         def allocate(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
             return np.memmap(f"{scratch}/{path}", dtype, "w+", shape=shape)
@@ -82,11 +92,13 @@ def convert(
     dtype: str | None = None,
     overwrite: bool = False,
     vital_layers: Iterable[int] | None = None,
+    vital_origin: str = "given at conversion",
     progress: bool = True,
 ) -> ModelInfo:
     """Write `source` as a converted checkpoint at `destination`, whole or not at all.
 
-    dtype: one of `DTYPES`, by default the transformer's own. Raises ConversionError for a source that does
+    dtype: one of `DTYPES`, by default the transformer's own. vital_layers, vital_origin: what to record of
+    them; by default what the paper's authors found, for FLUX.1-dev. Raises ConversionError for a source that does
     not fit, and for a destination that exists (unless `overwrite`, and then only a checkpoint is replaced).
     """
     destination = epath.Path(destination)
@@ -96,36 +108,25 @@ def convert(
         if not (destination / INFO_FILE).exists():
             raise ConversionError(f"{destination} is not a checkpoint, so --overwrite does not replace it")
     plans = planned(source)
-    config = source.networks["transformer"].config
-    layers, origin = known_vital_layers(config, vital_layers)
-    dtype = dtype or stored_dtype(source.networks["transformer"])
-    files = [path for network in source.networks.values() for path in network.tensors.paths]
-    size = sum(path.stat().st_size for path in files)
+    layers, origin = known_vital_layers(source.networks["transformer"].config, vital_layers, vital_origin)
+    info = ModelInfo(
+        family=source.family,
+        picture_size=source.picture_size,
+        dtype=dtype or stored_dtype(source.networks["transformer"]),
+        configs={name: network.config for name, network in source.networks.items()},
+        scheduler={key: value for key, value in source.scheduler.items() if not key.startswith("_")},
+        vital_layers=layers,
+        vital_layers_origin=origin,
+    )
     partial = destination.with_name(f"{destination.name}.partial")
     if partial.exists():
         partial.rmtree()
     partial.mkdir(parents=True)
     try:
-        digests = {}
-        with tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
-            for path in files:
-                digests[f"{path.parent.name}/{path.name}"] = digest(path, bar.update)
-        numbers = sum(math.prod(shape) for network in source.networks.values() for shape in network.tensors.shapes.values())
-        with tqdm(total=numbers, desc="converting", unit="", unit_scale=True, disable=not progress) as bar:
-            for name, network in source.networks.items():
-                write_network(partial, name, network, plans[name], dtype, bar)
+        info = dataclasses.replace(info, source_digests=source_digests(source, progress))
+        write_networks(partial, source, plans, info.dtype, progress)
         for name, folder in source.tokenizers.items():
             copy_files(folder, partial / name)
-        info = ModelInfo(
-            family=source.family,
-            picture_size=source.picture_size,
-            dtype=dtype,
-            configs={name: network.config for name, network in source.networks.items()},
-            scheduler={key: value for key, value in source.scheduler.items() if not key.startswith("_")},
-            source_digests=digests,
-            vital_layers=layers,
-            vital_layers_origin=origin,
-        )
         save_info(partial, info)
         if destination.exists():
             destination.rmtree()
@@ -136,6 +137,22 @@ def convert(
     return info
 
 
+def source_digests(source: Source, progress: bool) -> dict[str, str]:
+    """sha256 of every weight file, by folder and name."""
+    files = [path for network in source.networks.values() for path in network.tensors.paths]
+    size = sum(path.stat().st_size for path in files)
+    with tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
+        return {f"{path.parent.name}/{path.name}": digest(path, bar.update) for path in files}
+
+
+def write_networks(folder: epath.Path, source: Source, plans: Plans, dtype: str, progress: bool) -> None:
+    """Convert one network after the other."""
+    shapes = [shape for network in source.networks.values() for shape in network.tensors.shapes.values()]
+    with tqdm(total=sum(map(math.prod, shapes)), desc="converting", unit_scale=True, disable=not progress) as bar:
+        for name, network in source.networks.items():
+            write_network(folder, name, network, plans[name], dtype, bar)
+
+
 def copy_files(source: Path, destination: epath.Path) -> None:
     """Copy the files of a flat folder, to a local or remote place."""
     destination.mkdir()
@@ -143,3 +160,12 @@ def copy_files(source: Path, destination: epath.Path) -> None:
         if file.is_file():
             with file.open("rb") as reader, (destination / file.name).open("wb") as writer:
                 shutil.copyfileobj(reader, writer)
+
+
+def import_network(build: type, config: Any, table: Table, folder: Path, dtype: str = "float32") -> nnx.Module:
+    """One network straight from a published folder into memory, for networks that are not a checkpoint's."""
+    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    targets = {path: leaf.shape for path, leaf in parameters(module).items()}
+    reads, tensors = plan(table, targets), open_files(find_files(folder))
+    check(reads, tensors.shapes, targets)
+    return with_parameters(module, jax.device_put(dict(assemble(reads, targets, tensors.read, DTYPES[dtype]))))

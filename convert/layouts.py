@@ -13,6 +13,7 @@ from typing import Any
 from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, Table
 from sflow_convert.sources import Tensors, find_files, open_files, read_json
+
 from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux import FluxConfig
@@ -102,7 +103,9 @@ def open_diffusers(folder: Path, text_encoders_folder: Path) -> Source:
     }
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     size = vae_json.get("sample_size", PUBLISHED_PICTURE_SIZE)
-    return Source(networks | open_text_encoders(text_encoders_folder), scheduler, size, tokenizers(text_encoders_folder))
+    return Source(
+        networks | open_text_encoders(text_encoders_folder), scheduler, size, tokenizers(text_encoders_folder)
+    )
 
 
 def open_single_files(transformer: Path, text_encoders_folder: Path) -> Source:
@@ -143,5 +146,7 @@ def open_source(source: Path, text_encoders_folder: Path | None = None) -> Sourc
     singles = sorted(source.glob("flux1-*.safetensors"))
     if len(singles) == 1:
         return open_single_files(singles[0], text_encoders_folder or source)
-    found = f"{len(singles)} flux1-*.safetensors files" if singles else "neither transformer/ nor flux1-*.safetensors"
+    found = (
+        f"{len(singles)} flux1-*.safetensors files" if singles else "neither transformer/ nor flux1-*.safetensors"
+    )
     raise ConversionError(f"{source} is not a FLUX checkpoint in a known layout: it has {found}")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-
 from sflow_convert.engine import ConversionError, Shape
 
 INDEX_SUFFIX = ".safetensors.index.json"

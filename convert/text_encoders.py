@@ -1,6 +1,7 @@
 """Tables of T5 and CLIP text encoders, names of transformers' folders."""
 
 from sflow_convert.engine import DENSE, DENSE_FROM_HEADS, SAME, VECTOR, Piece, Table
+
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.t5 import T5Config
 

@@ -2,6 +2,7 @@
 
 from sflow_convert.engine import CONVOLUTION, DENSE, DENSE_FROM_HEADS, SAME, VECTOR, Piece, Table, Transform
 from sflow_convert.text_encoders import clip_block_rows, clip_text_table
+
 from sflow_jax.models.clip_vision import ClipConfig, ClipVisionConfig
 from sflow_jax.models.dinov2 import Dinov2Config
 

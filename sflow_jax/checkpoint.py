@@ -1,10 +1,10 @@
 """The converted checkpoint: one folder, local or remote, with `model.json`, networks and tokenizers.
 
-    model.json     what it is (`ModelInfo`)
-    transformer/   one Orbax item per network, parameters by dotted path
-    autoencoder/   t5/   clip/
-    tokenizer/     CLIP's
-    tokenizer_2/   T5's
+model.json     what it is (`ModelInfo`)
+transformer/   one Orbax item per network, parameters by dotted path
+autoencoder/   t5/   clip/
+tokenizer/     CLIP's
+tokenizer_2/   T5's
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
         raise CheckpointError(f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}")
     if not (folder / INFO_FILE).exists():
         raise CheckpointError(
-            f"{folder} has no {INFO_FILE}, so it is not a converted checkpoint; make one with: sflow-convert {folder} DEST"
+            f"{folder} has no {INFO_FILE}, so it is no converted checkpoint; make one with: sflow-convert {folder} DEST"
         )
     return ModelInfo.from_json((folder / INFO_FILE).read_text())
 

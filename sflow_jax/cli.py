@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sflow_jax.cache import cache_folder
 from sflow_jax.checkpoint import abstract_network, load_info
 from sflow_jax.console import Command, one_line_errors, parse_layers, plain_usage_errors, quiet_logs
+from sflow_jax.embedded import resolve
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
 from sflow_jax.models.layers import parameter_count
@@ -32,7 +33,9 @@ PACKAGES = ("sflow_jax", "jax", "flax")
 def group() -> None:
     """Edit pictures with FLUX by injecting keys and values in its vital layers; no training.
 
-    Start with a checkpoint in the published layout: sflow-convert SOURCE DEST
+    Start with: sflow demo
+
+    Then convert a checkpoint in the published layout: sflow-convert SOURCE DEST
     """
 
 
@@ -48,8 +51,15 @@ def options(*decorators: Callable) -> Callable:
 
 
 model_options = options(
-    click.option("--model", "-m", required=True, help="Converted checkpoint: a folder, local or gs://."),
-    click.option("--dtype", type=click.Choice(list(DTYPES)), help="Weights and computation [float32 on CPU, else bfloat16]."),
+    click.option(
+        "--model",
+        "-m",
+        required=True,
+        help="Converted checkpoint (a folder, local or gs://), or toyworld, the embedded model.",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(list(DTYPES)), help="Weights and computation [float32 on CPU, else bfloat16]."
+    ),
     click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
 )
 size_options = options(
@@ -83,6 +93,21 @@ def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> d
     }
 
 
+@group.command(cls=Command, epilog="sflow demo")
+@click.option("--out", "-o", default="sflow-demo", show_default=True, help="Folder for the results.")
+@one_line_errors
+def demo(out) -> None:
+    """See the method at work on the embedded model, in under a minute: grid.png, demo.json."""
+    from sflow_jax.toyworld.demo import CHANGES, run_demo, told  # the other commands need no toy world
+
+    with output_folder(out) as folder:
+        made = run_demo()
+        folder.image("grid.png", captioned_grid(made.images, made.captions, columns=1 + len(CHANGES)))
+        figures = {name: value for name, value in made.figures.items() if name != "seconds"}
+        folder.json("demo.json", record("toyworld", figures, made.figures["seconds"]))
+    click.echo(told(made, out))
+
+
 @group.command(
     cls=Command,
     epilog="""
@@ -92,7 +117,9 @@ def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> d
     """,
 )
 @model_options
-@click.option("--prompt", "-p", "prompts", multiple=True, required=True, help="What to paint; repeat for more pictures.")
+@click.option(
+    "--prompt", "-p", "prompts", multiple=True, required=True, help="What to paint; repeat for more pictures."
+)
 @size_options
 @click.option("--guidance", type=float, help="Guidance scale [the model's default].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, shared by all pictures.")
@@ -122,11 +149,11 @@ def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, 
 @group.command(
     cls=Command,
     epilog="""
-    sflow edit -m checkpoints/flux-dev --prompt "A dog standing" --edit "A dog sitting" --edit "A dog in the snow" --out dog
+    sflow edit -m checkpoints/flux-dev -p "A dog standing" -e "A dog sitting" -e "A dog in the snow" -o dog
 
-    sflow edit -m checkpoints/flux-dev --image photo.jpg --prompt "A man in a park" --edit "A man in a park with a dog" --out man
+    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man in a park" -e "A man in a park with a dog" -o man
 
-    sflow edit -m checkpoints/flux-dev --inversion man --prompt "A man in a park" --edit "A man on a beach" --layers 0,1,17-18 --out beach
+    sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man on a beach" --layers 0-2,17 -o sea
     """,
 )
 @model_options
@@ -134,14 +161,28 @@ def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, 
 @click.option("--edit", "-e", "edits", multiple=True, required=True, help="What an edit shows; repeat for more.")
 @click.option("--image", help="A photo to edit; without it, the source is generated.")
 @click.option("--inversion", help="Folder of `sflow invert`, instead of --image.")
-@click.option("--layers", default="vital", show_default=True, help="vital, all, none, or numbers such as 0,1,17-18.")
+@click.option(
+    "--layers", default="vital", show_default=True, help="vital, all, none, or numbers such as 0,1,17-18."
+)
 @size_options
 @click.option("--guidance", type=float, help="Guidance of the edits [3.5; for photos 3, and 1 for the source].")
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed of the noise of a generated source.")
 @click.option("--nudge", type=float, default=1.15, show_default=True, help="Latent nudging of a photo; 1 is none.")
 @click.option("--unnudge", is_flag=True, help="Undo the nudge when decoding; the reference does not.")
-@click.option("--replay", type=click.Choice(REPLAYS), default="aligned", show_default=True, help="How a photo's own path is kept.")
-@click.option("--edits-at-once", type=int, default=EDITS_AT_ONCE, show_default=True, help="Edits in one batch; fewer need less memory.")
+@click.option(
+    "--replay",
+    type=click.Choice(REPLAYS),
+    default="aligned",
+    show_default=True,
+    help="How a photo's own path is kept.",
+)
+@click.option(
+    "--edits-at-once",
+    type=int,
+    default=EDITS_AT_ONCE,
+    show_default=True,
+    help="Edits in one batch; fewer need less memory.",
+)
 @out_option
 @one_line_errors
 def edit(
@@ -188,9 +229,9 @@ def edit(
 @group.command(
     cls=Command,
     epilog="""
-    sflow invert -m checkpoints/flux-dev --image photo.jpg --prompt "A man in a park" --out man
+    sflow invert -m checkpoints/flux-dev --image photo.jpg -p "A man in a park" -o man
 
-    sflow edit -m checkpoints/flux-dev --inversion man --prompt "A man in a park" --edit "A man dancing in a park" --out dancing
+    sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man dancing in a park" -o dancing
     """,
 )
 @model_options
@@ -222,7 +263,11 @@ def invert(model, dtype, mesh, image, prompt, steps, height, width, nudge, out) 
         }
         inversion.save(folder.path)
         folder.picture("reconstruction.png", again.images[0])
-        settings = {"image": image, **settings, "psnr_db": {name: round(value, 2) for name, value in figures.items()}}
+        settings = {
+            "image": image,
+            **settings,
+            "psnr_db": {name: round(value, 2) for name, value in figures.items()},
+        }
         folder.json("inversion.json", record(model, settings, {"load": loading, "invert": inverting}))
     click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 
@@ -232,18 +277,21 @@ def invert(model, dtype, mesh, image, prompt, steps, height, width, nudge, out) 
 @one_line_errors
 def info(model: str) -> None:
     """What a checkpoint is: family, sizes, vital layers, memory."""
-    found = load_info(model)
+    found = load_info(resolve(model))
     counts = {name: parameter_count(abstract_network(name, config)) for name, config in found.configs.items()}
     transformer = found.configs["transformer"]
-    click.echo(f"FLUX.1 {found.family}, stored as {found.dtype}, {found.picture_size}×{found.picture_size} by default")
+    click.echo(
+        f"FLUX.1 {found.family}, stored as {found.dtype}, {found.picture_size}×{found.picture_size} by default"
+    )
     click.echo(
         f"layers 0 to {transformer.layers - 1}: {transformer.double_blocks} double blocks, then "
         f"{transformer.single_blocks} single blocks"
     )
-    for name, count in counts.items():
-        click.echo(f"  {name:12} {count:>16,} parameters {2 * count / 2**30:8.2f} GiB in bfloat16")
-    total = sum(counts.values())
-    click.echo(f"  {'weights':12} {total:>16,} parameters {2 * total / 2**30:8.2f} GiB in bfloat16, {4 * total / 2**30:.2f} in float32")
+    for name, count in {**counts, "all": sum(counts.values())}.items():
+        click.echo(
+            f"  {name:12} {count:>16,} parameters {2 * count / 2**30:9.2f} GiB in bfloat16 "
+            f"{4 * count / 2**30:9.2f} GiB in float32"
+        )
     if found.vital_layers is None:
         click.echo("vital layers: not known")
     else:
@@ -253,8 +301,7 @@ def info(model: str) -> None:
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the environment says where (or the user set none)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sflow_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def main() -> None:

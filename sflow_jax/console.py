@@ -8,7 +8,6 @@ from collections.abc import Callable
 import click
 import jax
 
-
 HELP_WIDTH = 116
 
 

@@ -47,7 +47,11 @@ class LayerControl:
         return cls(*(np.zeros((steps, batch, layers), bool) for _ in range(2)))
 
     def injecting(
-        self, layers: Iterable[int], *, steps: Sequence[int] | slice = slice(None), elements: Sequence[int] | None = None
+        self,
+        layers: Iterable[int],
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
     ) -> "LayerControl":
         """Also inject at these layers, in these steps (default all) and batch elements (default all).
 
@@ -56,7 +60,11 @@ class LayerControl:
         return dataclasses.replace(self, inject=self._marked(self.inject, layers, steps, elements))
 
     def bypassing(
-        self, layers: Iterable[int], *, steps: Sequence[int] | slice = slice(None), elements: Sequence[int] | None = None
+        self,
+        layers: Iterable[int],
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
     ) -> "LayerControl":
         """Also bypass these layers, in these steps (default all) and batch elements (default all)."""
         return dataclasses.replace(self, bypass=self._marked(self.bypass, layers, steps, elements))

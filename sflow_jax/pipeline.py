@@ -1,6 +1,7 @@
 """StableFlow: text and pictures in, pictures out."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from sflow_jax.arrays import AnyArray
 from sflow_jax.checkpoint import ModelInfo, load_info, load_network
 from sflow_jax.control import LayerControl, check_layers
+from sflow_jax.embedded import resolve
 from sflow_jax.latents import Canvas, Picture, draw_noise, fit_picture, open_picture, to_network
 from sflow_jax.models.autoencoder import Autoencoder
 from sflow_jax.models.flux import Flux
@@ -23,6 +25,7 @@ from sflow_jax.prompts import TOKENIZERS, Conditioning, PromptEncoder, load_toke
 from sflow_jax.results import Edit, Generation, Inversion
 from sflow_jax.sampling import Schedule, denoising_steps, inversion_steps
 
+logger = logging.getLogger(__name__)
 Layers = str | Iterable[int]
 # Pictures that go through the autoencoder at once: about one megapixel.
 DECODED_PIXELS = 1024 * 1024
@@ -47,6 +50,17 @@ FAMILIES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where an edit begins: noise [s, c], and for a real picture its inversion's trajectory and nudge."""
+
+    canvas: Canvas
+    steps: int
+    noise: Float[np.ndarray, "s c"]
+    trajectory: Float[np.ndarray, "t_plus_1 s c"] | None
+    nudge: float
+
+
 class StableFlow:
     """A FLUX model that generates, inverts and edits pictures, with control over its layers.
 
@@ -69,18 +83,21 @@ class StableFlow:
         self.defaults = FAMILIES[info.family]
 
     @classmethod
-    def load(cls, checkpoint: epath.PathLike, *, mesh: Mesh | None = None, dtype: DTypeLike | None = None) -> "StableFlow":
-        """Restore a converted checkpoint (a folder, local or remote).
+    def load(
+        cls, checkpoint: epath.PathLike, *, mesh: Mesh | None = None, dtype: DTypeLike | None = None
+    ) -> "StableFlow":
+        """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
 
         mesh: from `sflow_jax.sharding.make_mesh`; each device reads only its slices. dtype: of weights and
         computation, by default float32 on CPU and bfloat16 elsewhere. Raises CheckpointError.
         """
-        folder = epath.Path(checkpoint)
+        folder = resolve(checkpoint)
         info = load_info(folder)
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         networks = {
-            name: load_network(folder, name, config, dtype=dtype, mesh=mesh) for name, config in info.configs.items()
+            name: load_network(folder, name, config, dtype=dtype, mesh=mesh)
+            for name, config in info.configs.items()
         }
         tokenizers = [load_tokenizer(folder / TOKENIZERS[name]) for name in ("clip", "t5")]
         prompts = PromptEncoder(networks["clip"], networks["t5"], *tokenizers)
@@ -146,7 +163,9 @@ class StableFlow:
         start = self._noise(seed, noise, canvas)
         run = self._run(canvas, conditioning, self._guidance(guidance, self.defaults.guidance, batch), groups=batch)
         with tqdm(total=steps, desc="generating", unit="step", disable=not progress) as bar:
-            *_, latents = run(np.repeat(start[None], batch, axis=0), denoising_steps(sigmas, control, run.nothing), bar)
+            *_, latents = run(
+                np.repeat(start[None], batch, axis=0), denoising_steps(sigmas, control, run.nothing), bar
+            )
         return Generation(self.decode(latents, height=canvas.height, width=canvas.width), latents)
 
     def invert(
@@ -213,41 +232,51 @@ class StableFlow:
         """
         edits = self._checked_edits(edit_prompts, edits_at_once)
         chosen = self.resolve_layers(layers)
+        batch = 1 + len(edits)
         if image is not None and inversion is not None:
             raise ValueError("give either image or inversion, not both")
-        if image is not None:
-            inversion = self.invert(
-                image, source_prompt, steps=steps, nudge=nudge, height=height, width=width, progress=progress
-            )
-        batch = 1 + len(edits)
-        if inversion is None:
-            canvas = self._canvas(height, width)
-            steps = self.defaults.edit_steps if steps is None else steps
-            trajectory, start, nudge = None, self._noise(seed, noise, canvas), 1.0
+        if image is None and inversion is None:
             guidance = self._guidance(guidance, self.defaults.guidance, batch)
+            start = self._generated_start(steps, seed, noise, height, width)
         else:
-            canvas, steps = self._inverted_canvas(inversion, steps, height, width)
-            trajectory, start = inversion.trajectory, inversion.trajectory[-1]
-            nudge = inversion.settings["nudge"]
             guidance = self._real_guidance(guidance, batch)
-        sigmas = self.schedule.sigmas(steps, canvas.tokens)
+            if image is not None:
+                inversion = self.invert(
+                    image, source_prompt, steps=steps, nudge=nudge, height=height, width=width, progress=progress
+                )
+            start = self._real_start(inversion, source_prompt, steps, height, width)
         conditioning = self.encode_prompts([source_prompt, *edits])
-        size = min(edits_at_once, len(edits))
-        control = LayerControl.none(steps, 1 + size, self.layers).injecting(chosen)
-        chunks = list(_chunks(len(edits), size))
+        latents = self._edited(start, conditioning, guidance, chosen, edits_at_once, replay, progress)
+        images = self.decode(
+            latents / start.nudge if unnudge else latents, height=start.canvas.height, width=start.canvas.width
+        )
+        return Edit(images, latents, chosen, start.steps, tuple(guidance.tolist()), start.nudge)
+
+    def _edited(
+        self,
+        start: Start,
+        conditioning: Conditioning,
+        guidance: Float[np.ndarray, " b"],
+        layers: tuple[int, ...],
+        edits_at_once: int,
+        replay: str,
+        progress: bool,
+    ) -> Float[Array, "b s c"]:
+        """Latents of the source (row 0) and its edits, chunk by chunk."""
+        edits = len(conditioning) - 1
+        chunks = list(_chunks(edits, min(edits_at_once, edits)))
+        control = LayerControl.none(start.steps, 1 + len(chunks[0]), self.layers).injecting(layers)
+        sigmas = self.schedule.sigmas(start.steps, start.canvas.tokens)
         rows: list[Array] = []
-        with tqdm(total=steps * len(chunks), desc="editing", unit="step", disable=not progress) as bar:
+        with tqdm(total=start.steps * len(chunks), desc="editing", unit="step", disable=not progress) as bar:
             for chunk in chunks:
                 members = [0, *chunk]
-                run = self._run(canvas, conditioning.rows(members), guidance[members], groups=1)
-                path = denoising_steps(sigmas, control, run.nothing, trajectory, replay)
-                *_, latents = run(np.repeat(start[None], len(members), axis=0), path, bar)
+                run = self._run(start.canvas, conditioning.rows(members), guidance[members], groups=1)
+                path = denoising_steps(sigmas, control, run.nothing, start.trajectory, replay)
+                *_, latents = run(np.repeat(start.noise[None], len(members), axis=0), path, bar)
                 rows.append(latents if not rows else latents[1:])
         # Filling up the last chunk repeated its last edit.
-        latents = jnp.concatenate(rows)[:batch]
-        shown = latents / nudge if unnudge else latents
-        images = self.decode(shown, height=canvas.height, width=canvas.width)
-        return Edit(images, latents, chosen, steps, tuple(guidance.tolist()), nudge)
+        return jnp.concatenate(rows)[: 1 + edits]
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
         """Global layer numbers of "vital", "all", "none" or a sequence; ValueError where there are none."""
@@ -267,7 +296,9 @@ class StableFlow:
         return check_layers(layers, self.layers)
 
     def _run(self, canvas: Canvas, conditioning: Conditioning, guidance: np.ndarray, *, groups: int) -> Run:
-        return Run(self.transformer, canvas, conditioning, guidance, groups=groups, mesh=self.mesh, kernel=self.kernel)
+        return Run(
+            self.transformer, canvas, conditioning, guidance, groups=groups, mesh=self.mesh, kernel=self.kernel
+        )
 
     def _canvas(self, height: int | None, width: int | None) -> Canvas:
         """A size, with the checkpoint's default for the sides not given; ValueError if it does not fit."""
@@ -278,21 +309,26 @@ class StableFlow:
             self.autoencoder.config.downsampling,
         )
 
-    def _inverted_canvas(
-        self, inversion: Inversion, steps: int | None, height: int | None, width: int | None
-    ) -> tuple[Canvas, int]:
+    def _generated_start(self, steps, seed, noise, height, width) -> Start:
+        canvas = self._canvas(height, width)
+        steps = self.defaults.edit_steps if steps is None else steps
+        return Start(canvas, steps, self._noise(seed, noise, canvas), None, 1.0)
+
+    def _real_start(self, inversion: Inversion, prompt: str, steps, height, width) -> Start:
         """The inversion's size and steps; ValueError when the caller asks for others, or it does not fit."""
         settings = inversion.settings
         for name, asked in (("steps", steps), ("height", height), ("width", width)):
             if asked is not None and asked != settings[name]:
                 raise ValueError(f"the inversion was made with {name}={settings[name]}, not {asked}; invert again")
+        if prompt != settings["prompt"]:
+            logger.warning("the picture was inverted with another prompt: %r", settings["prompt"])
         canvas = self._canvas(settings["height"], settings["width"])
         expected = (settings["steps"] + 1, canvas.tokens, self.transformer.config.in_channels)
         if inversion.trajectory.shape != expected:
             raise ValueError(
                 f"the inversion is {list(inversion.trajectory.shape)}, this model needs {list(expected)}; invert again"
             )
-        return canvas, settings["steps"]
+        return Start(canvas, settings["steps"], inversion.trajectory[-1], inversion.trajectory, settings["nudge"])
 
     def _noise(self, seed: int, noise: Float[AnyArray, "s c"] | None, canvas: Canvas) -> Float[np.ndarray, "s c"]:
         shape = (canvas.tokens, self.transformer.config.in_channels)

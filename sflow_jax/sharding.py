@@ -31,7 +31,10 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*blocks\..*(bias|scale)", PartitionSpec()),
     # [vocabulary, d] and the first and last layers [i, d]
     (r"t5\.embedding\.embedding", PartitionSpec(None, FSDP)),
-    (r"transformer\.(text_in|pooled_in|timestep_in|guidance_in|modulation_out).*\.kernel", PartitionSpec(FSDP, None)),
+    (
+        r"transformer\.(text_in|pooled_in|timestep_in|guidance_in|modulation_out).*\.kernel",
+        PartitionSpec(FSDP, None),
+    ),
     (r"(transformer|t5)\..*", PartitionSpec()),
 )
 
@@ -59,24 +62,25 @@ def parse_mesh(text: str) -> dict[str, int]:
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
         if axis not in AXES or not size.isdecimal() or int(size) < 1 or axis in sizes:
-            raise ValueError(f"cannot read mesh {text!r}: write sizes of {', '.join(AXES)}, such as data=4,tensor=2")
+            raise ValueError(
+                f"cannot read mesh {text!r}: write sizes of {', '.join(AXES)}, such as data=4,tensor=2"
+            )
         sizes[axis] = int(size)
     return sizes
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The rule for one parameter (`network.path`); ValueError if none matches or an axis does not divide."""
-    for pattern, spec in RULES:
-        if re.fullmatch(pattern, path):
-            break
-    else:
+    matching = ((pattern, spec) for pattern, spec in RULES if re.fullmatch(pattern, path))
+    pattern, spec = next(matching, ("", None))
+    if spec is None:
         raise ValueError(f"no sharding rule matches parameter {path} {shape}; add one to sflow_jax.sharding.RULES")
     if len(spec) > len(shape):
         raise ValueError(f"sharding rule {pattern} has {len(spec)} axes, but {path} is {shape}")
     for axis, name in enumerate(spec):
         if name is not None and shape[axis] % mesh.shape[name]:
             raise ValueError(
-                f"{path} {shape}: axis {axis} of size {shape[axis]} cannot be split over {name}={mesh.shape[name]}; "
+                f"{path} {shape}: axis {axis}, size {shape[axis]}, cannot be split over {name}={mesh.shape[name]}; "
                 f"choose a size of {name} that divides it"
             )
     return spec
@@ -89,7 +93,8 @@ def parameter_shardings(
     if mesh is None:
         return dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
     return {
-        path: NamedSharding(mesh, partition_spec(f"{network}.{path}", shape, mesh)) for path, shape in shapes.items()
+        path: NamedSharding(mesh, partition_spec(f"{network}.{path}", shape, mesh))
+        for path, shape in shapes.items()
     }
 
 

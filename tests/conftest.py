@@ -10,13 +10,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import numpy as np
+import published
 import pytest
 import torch
 from PIL import Image
-
-import published
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
+
 from sflow_jax.pipeline import StableFlow
 
 CACHE = Path(os.environ.get("SFLOW_TEST_CACHE", Path(tempfile.gettempdir()) / "sflow_jax-test-cache"))

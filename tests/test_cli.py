@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-
 from sflow_convert import cli as convert_cli
+
 from sflow_jax import cli
 
 
@@ -32,7 +32,20 @@ def photo_file(photo, tmp_path_factory):
 
 def test_generate(checkpoint, tmp_path):
     out = tmp_path / "new" / "out"
-    arguments = ("--prompt", "a red cat", "--prompt", "a dog", "--steps", 2, "--bypass", "0,3-4", "--width", 32, "--out", out)
+    arguments = (
+        "--prompt",
+        "a red cat",
+        "--prompt",
+        "a dog",
+        "--steps",
+        2,
+        "--bypass",
+        "0,3-4",
+        "--width",
+        32,
+        "--out",
+        out,
+    )
     assert run(cli, "generate", "--model", checkpoint, *arguments) == 0
     assert {p.name for p in out.iterdir()} == {"picture-1.png", "picture-2.png", "grid.png", "generate.json"}
     assert Image.open(out / "picture-2.png").size == (32, 64)
@@ -98,7 +111,9 @@ EDIT = ("edit", "--model", "{model}", "--prompt", "a cat", "--edit", "a dog")
         (("edit", "--model", "{model}", "--prompt", "a cat"), "--edit"),
     ],
 )
-def test_mistakes_end_with_one_line_and_leave_nothing(arguments, message, checkpoint, source_folder, tmp_path, capsys):
+def test_mistakes_end_with_one_line_and_leave_nothing(
+    arguments, message, checkpoint, source_folder, tmp_path, capsys
+):
     filled = [part.format(model=checkpoint, source=source_folder) for part in arguments]
     assert run(cli, *filled, "--out", tmp_path / "deep" / "out") == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]

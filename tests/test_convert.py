@@ -7,16 +7,16 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import published
 import pytest
 import torch
 from conftest import relative
 from safetensors.numpy import load_file, save_file
-
-import published
 from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, check, export, plan, source_shapes
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source, rename_clip, rename_t5
+
 from sflow_jax.checkpoint import CheckpointError, abstract_network, load_info, load_network
 from sflow_jax.control import FLUX_DEV_CODE
 from sflow_jax.models.autoencoder import AutoencoderConfig
@@ -40,8 +40,8 @@ def published_shapes(build, rename=lambda name: name) -> dict[str, tuple[int, ..
 
 def full_size_models():
     from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextModel, T5EncoderModel
     from transformers import CLIPTextConfig as TheirClip
+    from transformers import CLIPTextModel, T5EncoderModel
     from transformers import T5Config as TheirT5
 
     vae = {**published.VAE, "latent_channels": 16, "block_out_channels": (128, 256, 512, 512)}
@@ -70,8 +70,8 @@ def test_full_size_models_map_one_to_one(model):
 @pytest.mark.parametrize("config", [FluxConfig.dev(), FluxConfig.schnell()], ids=["dev", "schnell"])
 def test_full_size_single_files_map_one_to_one(config):
     """Against diffusers' own reading of the single-file layout, on torch's meta device."""
-    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as theirs
     from diffusers import FluxTransformer2DModel
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as theirs
 
     targets = shapes_of("transformer", config)
     reads = plan(flux.single_file_table(config), targets)
@@ -158,7 +158,9 @@ def test_our_single_file_names_mean_what_diffusers_thinks(single_files):
     for name, tensor in fused.items():
         *_, number, _, suffix = name.split(".")
         block = f"single_transformer_blocks.{number}"
-        parts = [expected[f"{block}.attn.to_{x}.{suffix}"] for x in "qkv"] + [expected[f"{block}.proj_mlp.{suffix}"]]
+        parts = [expected[f"{block}.attn.to_{x}.{suffix}"] for x in "qkv"] + [
+            expected[f"{block}.proj_mlp.{suffix}"]
+        ]
         torch.testing.assert_close(tensor, torch.cat(parts), rtol=0, atol=0)
 
 
@@ -182,8 +184,8 @@ def test_the_model_file_says_what_was_converted(checkpoint, source_folder):
 def test_published_vital_layers_are_recorded_for_flux_dev_alone():
     from sflow_convert.job import known_vital_layers
 
-    assert known_vital_layers(FluxConfig.dev(), None)[0] == FLUX_DEV_CODE
-    assert known_vital_layers(FluxConfig.schnell(), None)[0] is None
+    assert known_vital_layers(FluxConfig.dev(), None, "")[0] == FLUX_DEV_CODE
+    assert known_vital_layers(FluxConfig.schnell(), None, "")[0] is None
 
 
 def test_bfloat16_halves_the_weights_and_still_runs(source_folder, flow, tmp_path):
@@ -275,7 +277,9 @@ def test_existing_destinations_are_kept_unless_told_otherwise(source_folder, tmp
         convert(open_source(source_folder), tmp_path / "made", overwrite=overwrite, progress=False)
 
 
-@pytest.mark.parametrize("text, message", [("{", "cannot read"), ('{"format": 99}', "format 99"), ('{"format": 1}', "cannot read")])
+@pytest.mark.parametrize(
+    "text, message", [("{", "cannot read"), ('{"format": 99}', "format 99"), ('{"format": 1}', "cannot read")]
+)
 def test_broken_checkpoints_are_named(text, message, tmp_path):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):

@@ -6,7 +6,17 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from sflow_jax.latents import Canvas, draw_noise, fit_picture, open_picture, pack, position_ids, to_network, to_uint8, unpack
+from sflow_jax.latents import (
+    Canvas,
+    draw_noise,
+    fit_picture,
+    open_picture,
+    pack,
+    position_ids,
+    to_network,
+    to_uint8,
+    unpack,
+)
 
 
 def test_packing_agrees_with_diffusers_and_back():

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 # Each part of the package and what it may import from the package; a folder stands for its files.
 ALLOWED = {
     "arrays": set(),
+    "cache": set(),
     "attention": set(),
     "control": set(),
     "metrics": set(),
@@ -21,9 +22,10 @@ ALLOWED = {
     "results": set(),
     "checkpoint": {"models", "sharding"},
     "programs": {"arrays", "latents", "models", "prompts", "sampling", "sharding"},
+    "embedded": {"cache", "checkpoint"},
     "output": {"latents"},
     "pipeline": {
-        "arrays", "checkpoint", "control", "latents", "models", "programs", "prompts", "results", "sampling",
+        "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results", "sampling",
     },
 }  # fmt: skip
 

@@ -2,14 +2,14 @@
 
 import jax
 import numpy as np
+import published
 import pytest
 import torch
 from conftest import relative
-
-import published
 from reference import Reference
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
+
 from sflow_jax.latents import fit_picture, position_ids, to_network
 from sflow_jax.pipeline import StableFlow
 
@@ -115,7 +115,14 @@ def test_transformer_agrees_with_diffusers(family, flow, oracle, tmp_path):
 
 def generate(flow, noise, **options):
     return flow.generate(
-        PROMPTS[:2], steps=STEPS, guidance=[1.5, 4.0], height=HEIGHT, width=WIDTH, noise=noise, progress=False, **options
+        PROMPTS[:2],
+        steps=STEPS,
+        guidance=[1.5, 4.0],
+        height=HEIGHT,
+        width=WIDTH,
+        noise=noise,
+        progress=False,
+        **options,
     ).latents
 
 

@@ -1,11 +1,11 @@
 """Schedules and the Euler step, against diffusers and against theory."""
 
 import numpy as np
+import published
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-import published
 from sflow_jax.control import LayerControl
 from sflow_jax.sampling import Schedule, advance, denoising_steps, inversion_steps
 
@@ -30,7 +30,9 @@ def test_sigmas_agree_with_diffusers(family, steps, tokens):
     np.testing.assert_allclose(ours, scheduler.sigmas.numpy(), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("option", [{"use_karras_sigmas": True}, {"shift_terminal": 0.1}, {"time_shift_type": "linear"}])
+@pytest.mark.parametrize(
+    "option", [{"use_karras_sigmas": True}, {"shift_terminal": 0.1}, {"time_shift_type": "linear"}]
+)
 def test_schedules_of_other_models_are_refused(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         Schedule.from_hf(option)

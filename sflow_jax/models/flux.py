@@ -82,9 +82,7 @@ class FluxConfig:
             rotary_axes=tuple(config.get("axes_dims_rope", (16, 56, 56))),
         )
         if sum(made.rotary_axes) != made.head_dim:
-            raise ValueError(
-                f"axes_dims_rope {made.rotary_axes} must add up to attention_head_dim {made.head_dim}"
-            )
+            raise ValueError(f"axes_dims_rope {made.rotary_axes} must add up to attention_head_dim {made.head_dim}")
         return made
 
 
@@ -280,7 +278,8 @@ class Flux(nnx.Module):
             image, words = self.image_in(latents.astype(dtype)), self.text_in(text.astype(dtype))
         split = self.config.double_blocks
         masks = [None if mask is None else jnp.moveaxis(mask, 1, 0) for mask in (inject, bypass)]
-        first, second = (jax.tree.map(lambda m: m[part], masks) for part in (slice(split), slice(split, None)))
+        first = [mask if mask is None else mask[:split] for mask in masks]
+        second = [mask if mask is None else mask[split:] for mask in masks]
 
         def double(carry, layer):
             block, (inject, bypass) = layer

@@ -70,7 +70,9 @@ def parameters(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct
     """Dotted path → array of every parameter, e.g. `double_blocks.image.mlp_in.kernel`, in tree order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(module)
     # nnx ends each parameter's path with the variable's own `.value`.
-    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves
+    }
 
 
 def with_parameters(module: nnx.Module, values: Mapping[str, Any]) -> nnx.Module:

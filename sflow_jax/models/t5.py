@@ -40,7 +40,9 @@ class T5Config:
         """From a transformers `config.json`; ValueError unless the feed-forward part is v1.1's gated GELU."""
         activation = config.get("feed_forward_proj", "relu")
         if activation != "gated-gelu":
-            raise ValueError(f"this T5 is not version 1.1: feed_forward_proj is {activation!r}, expected 'gated-gelu'")
+            raise ValueError(
+                f"this T5 is not version 1.1: feed_forward_proj is {activation!r}, expected 'gated-gelu'"
+            )
         return cls(
             vocabulary=config["vocab_size"],
             width=config["d_model"],
@@ -65,7 +67,9 @@ def position_buckets(tokens: int, buckets: int, reach: int) -> np.ndarray:
     exact = half // 2
     distance = np.abs(offset)
     # Float32 as in the published code: float64 would move pairs that sit on a bucket's edge.
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(reach / exact))
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(reach / exact)
+    )
     far = np.minimum(exact + (ratio * np.float32(half - exact)).astype(np.int32), half - 1)
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far)
 
