@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, Table
 from sflow_convert.sources import Tensors, find_files, open_files, read_json
@@ -31,6 +32,7 @@ DEV_SCHEDULER = {
 }
 SCHNELL_SCHEDULER = {**DEV_SCHEDULER, "use_dynamic_shifting": False, "shift": 1.0}
 PUBLISHED_PICTURE_SIZE = 1024
+T5_TIED = "encoder.embed_tokens.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,18 @@ def rename_clip(name: str) -> str | None:
 
 def rename_t5(name: str) -> str | None:
     """T5 files may store the tied embedding a second time, under the encoder's name."""
-    return None if name == "encoder.embed_tokens.weight" else name
+    return None if name == T5_TIED else name
+
+
+def check_tied(files: list[Path]) -> None:
+    """ConversionError unless the second copy of T5's embedding, where there is one, equals the first."""
+    copies = open_files(files, lambda name: name if name in ("shared.weight", T5_TIED) else None)
+    if len(copies.names) == 2:
+        first, second = (copies.read(name, None) for name in copies.names)
+        if not np.array_equal(first, second):
+            raise ConversionError(
+                f"{T5_TIED} differs from shared.weight in {files[0].parent}: this is no T5 of FLUX"
+            )
 
 
 def rename_single_file(name: str) -> str:
@@ -78,13 +91,15 @@ def open_text_encoders(folder: Path) -> dict[str, Network]:
     clip_folder, t5_folder = folder / "text_encoder", folder / "text_encoder_2"
     clip_config = ClipTextConfig.from_hf(read_json(clip_folder / "config.json"))
     t5_config = T5Config.from_hf(read_json(t5_folder / "config.json"))
+    t5_files = find_files(t5_folder)
+    check_tied(t5_files)
     return {
         "clip": Network(
             clip_config,
             text_encoders.clip_text_table(clip_config),
             open_files(find_files(clip_folder), rename_clip),
         ),
-        "t5": Network(t5_config, text_encoders.t5_table(t5_config), open_files(find_files(t5_folder), rename_t5)),
+        "t5": Network(t5_config, text_encoders.t5_table(t5_config), open_files(t5_files, rename_t5)),
     }
 
 

@@ -1,6 +1,7 @@
 """The converted checkpoint: one folder, local or remote, with `model.json`, networks and tokenizers.
 
 model.json     what it is (`ModelInfo`)
+scheduler/     the source's scheduler config
 transformer/   one Orbax item per network, parameters by dotted path
 autoencoder/   t5/   clip/
 tokenizer/     CLIP's
@@ -9,6 +10,7 @@ tokenizer_2/   T5's
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +32,7 @@ from sflow_jax.sharding import parameter_shardings
 
 FORMAT = 1
 INFO_FILE = "model.json"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 NETWORKS: dict[str, tuple[type, type]] = {
     "transformer": (Flux, FluxConfig),
     "autoencoder": (Autoencoder, AutoencoderConfig),
@@ -48,7 +51,7 @@ class ModelInfo:
 
     family: dev or schnell. picture_size: default height and width, pixels. dtype: of the stored weights.
     configs: network name → its config.
-    scheduler: the source's scheduler config. source_digests: file → sha256. vital_layers: global numbers
+    scheduler: the source's scheduler config, in a file of its own. source_digests: file → sha256. vital_layers: global numbers
     or None, and where they come from.
     """
 
@@ -64,11 +67,12 @@ class ModelInfo:
     def to_json(self) -> str:
         """The text of `model.json`."""
         fields = dataclasses.asdict(self)
+        del fields["scheduler"]
         return json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelInfo":
-        """Inverse of `to_json`; CheckpointError for another format version, or fields that do not fit."""
+    def from_json(cls, text: str, scheduler: dict[str, Any]) -> "ModelInfo":
+        """Inverse of `to_json`, given the scheduler's config; CheckpointError for another format version, or fields that do not fit."""
         try:
             fields = json.loads(text)
             version = fields.pop("format")
@@ -80,7 +84,7 @@ class ModelInfo:
             }
             if fields["vital_layers"] is not None:
                 fields["vital_layers"] = tuple(fields["vital_layers"])
-            return cls(**fields)
+            return cls(**fields, scheduler=scheduler)
         except CheckpointError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -94,8 +98,10 @@ def abstract_network(name: str, config: Any) -> nnx.Module:
 
 
 def save_info(folder: epath.PathLike, info: ModelInfo) -> None:
-    """Write `model.json` under a temporary name, then rename it."""
+    """Write the scheduler's config, then `model.json` under a temporary name, which is renamed at last."""
     folder = epath.Path(folder)
+    (folder / SCHEDULER_FILE).parent.mkdir(exist_ok=True)
+    (folder / SCHEDULER_FILE).write_text(json.dumps(info.scheduler, indent=2) + "\n")
     temporary = folder / f"{INFO_FILE}.partial"
     temporary.write_text(info.to_json())
     temporary.replace(folder / INFO_FILE)
@@ -110,7 +116,11 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
         raise CheckpointError(
             f"{folder} has no {INFO_FILE}, so it is no converted checkpoint; make one with: sflow-convert {folder} DEST"
         )
-    return ModelInfo.from_json((folder / INFO_FILE).read_text())
+    try:
+        scheduler = json.loads((folder / SCHEDULER_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / SCHEDULER_FILE}; convert the source again") from error
+    return ModelInfo.from_json((folder / INFO_FILE).read_text(), scheduler)
 
 
 def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
@@ -138,7 +148,9 @@ def load_network(
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(item, wanted)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot restore {name} from {folder}: {reason}; convert the source again") from error
+    except jax.errors.JaxRuntimeError:
+        raise
+    except Exception as error:  # Orbax raises bare Exceptions for damaged files.
+        reason = textwrap.shorten(str(error.__cause__ or error), 200, placeholder=" …")
+        raise CheckpointError(f"cannot restore {name} from {folder}; convert the source again ({reason})") from error
     return with_parameters(module, arrays)

@@ -63,6 +63,7 @@ def wide_checkpoint(tmp_path_factory) -> Path:
         patch.setitem(published.FLUX, "pooled_projection_dim", 24)
         patch.setitem(published.CLIP, "hidden_size", 24)
         patch.setitem(published.T5, "num_heads", 8)
+        patch.setitem(published.T5, "d_ff", 48)
         published.write_diffusers(folder / "source")
     convert(open_source(folder / "source"), folder / "made", progress=False)
     return folder / "made"

@@ -282,8 +282,40 @@ def test_existing_destinations_are_kept_unless_told_otherwise(source_folder, tmp
 )
 def test_broken_checkpoints_are_named(text, message, tmp_path):
     (tmp_path / "model.json").write_text(text)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=message):
         load_info(tmp_path)
+
+
+def test_a_checkpoint_without_its_scheduler_is_named(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    shutil.rmtree(copy / "scheduler")
+    with pytest.raises(CheckpointError, match="scheduler_config.json"):
+        load_info(copy)
+
+
+def test_damaged_weights_are_named(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    files = [path for path in (copy / "transformer").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot restore transformer"):
+        StableFlow.load(copy)
+
+
+def test_a_second_copy_of_the_text_embedding_must_be_the_same(broken):
+    file = broken / "text_encoder_2" / "extra.safetensors"
+    index = broken / "text_encoder_2" / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    shared = load_file(broken / "text_encoder_2" / weight_map["shared.weight"])["shared.weight"]
+    told = {"metadata": {}, "weight_map": {**weight_map, "encoder.embed_tokens.weight": file.name}}
+    index.write_text(json.dumps(told))
+    save_file({"encoder.embed_tokens.weight": shared}, file)
+    open_source(broken)
+    save_file({"encoder.embed_tokens.weight": shared + 1}, file)
+    with pytest.raises(ConversionError, match="differs from shared.weight"):
+        open_source(broken)
 
 
 def test_missing_networks_are_named(checkpoint, tmp_path):
