@@ -152,5 +152,7 @@ def load_network(
         raise
     except Exception as error:  # Orbax raises bare Exceptions for damaged files.
         reason = textwrap.shorten(str(error.__cause__ or error), 200, placeholder=" …")
-        raise CheckpointError(f"cannot restore {name} from {folder}; convert the source again ({reason})") from error
+        raise CheckpointError(
+            f"cannot restore {name} from {folder}; convert the source again ({reason})"
+        ) from error
     return with_parameters(module, arrays)

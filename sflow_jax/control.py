@@ -41,6 +41,11 @@ class LayerControl:
     inject: Bool[np.ndarray, "t b n"]
     bypass: Bool[np.ndarray, "t b n"]
 
+    @property
+    def steps(self) -> int:
+        """Number of steps t."""
+        return len(self.inject)
+
     @classmethod
     def none(cls, steps: int, batch: int, layers: int) -> "LayerControl":
         """No injection, no bypass: plain generation."""

@@ -23,7 +23,7 @@ from sflow_jax.models.flux import Flux
 from sflow_jax.programs import Run, decode, encode
 from sflow_jax.prompts import TOKENIZERS, Conditioning, PromptEncoder, load_tokenizer
 from sflow_jax.results import Edit, Generation, Inversion
-from sflow_jax.sampling import Schedule, denoising_steps, inversion_steps
+from sflow_jax.sampling import Schedule, check_steps, denoising_steps, inversion_steps
 
 logger = logging.getLogger(__name__)
 Layers = str | Iterable[int]
@@ -157,14 +157,19 @@ class StableFlow:
         canvas = self._canvas(height, width)
         conditioning = self.encode_prompts(prompts)
         batch = len(conditioning)
-        steps = self.defaults.steps if steps is None else steps
-        sigmas = self.schedule.sigmas(steps, canvas.tokens)
+        steps = check_steps(self.defaults.steps if steps is None else steps)
         control = LayerControl.none(steps, batch, self.layers).bypassing(bypass)
         start = self._noise(seed, noise, canvas)
-        run = self._run(canvas, conditioning, self._guidance(guidance, self.defaults.guidance, batch), groups=batch)
         with tqdm(total=steps, desc="generating", unit="step", disable=not progress) as bar:
-            *_, latents = run(
-                np.repeat(start[None], batch, axis=0), denoising_steps(sigmas, control, run.nothing), bar
+            latents = self.denoise(
+                np.repeat(start[None], batch, axis=0),
+                conditioning,
+                control,
+                guidance=self._guidance(guidance, self.defaults.guidance, batch),
+                height=canvas.height,
+                width=canvas.width,
+                groups=batch,
+                bar=bar,
             )
         return Generation(self.decode(latents, height=canvas.height, width=canvas.width), latents)
 
@@ -188,7 +193,7 @@ class StableFlow:
         if not nudge > 0:
             raise ValueError(f"nudge must be above 0, found {nudge} (the paper uses 1.15; 1 means none)")
         canvas = self._canvas(height, width)
-        steps = self.defaults.real_steps if steps is None else steps
+        steps = check_steps(self.defaults.real_steps if steps is None else steps)
         guidance = self.defaults.real_source_guidance if guidance is None else guidance
         sigmas = self.schedule.sigmas(steps, canvas.tokens)
         conditioning = self.encode_prompts([prompt])
@@ -266,17 +271,50 @@ class StableFlow:
         edits = len(conditioning) - 1
         chunks = list(_chunks(edits, min(edits_at_once, edits)))
         control = LayerControl.none(start.steps, 1 + len(chunks[0]), self.layers).injecting(layers)
-        sigmas = self.schedule.sigmas(start.steps, start.canvas.tokens)
         rows: list[Array] = []
         with tqdm(total=start.steps * len(chunks), desc="editing", unit="step", disable=not progress) as bar:
             for chunk in chunks:
                 members = [0, *chunk]
-                run = self._run(start.canvas, conditioning.rows(members), guidance[members], groups=1)
-                path = denoising_steps(sigmas, control, run.nothing, start.trajectory, replay)
-                *_, latents = run(np.repeat(start.noise[None], len(members), axis=0), path, bar)
+                latents = self.denoise(
+                    np.repeat(start.noise[None], len(members), axis=0),
+                    conditioning.rows(members),
+                    control,
+                    guidance=guidance[members],
+                    height=start.canvas.height,
+                    width=start.canvas.width,
+                    trajectory=start.trajectory,
+                    replay=replay,
+                    bar=bar,
+                )
                 rows.append(latents if not rows else latents[1:])
         # Filling up the last chunk repeated its last edit.
         return jnp.concatenate(rows)[: 1 + edits]
+
+    def denoise(
+        self,
+        noise: Float[np.ndarray, "b s c"],
+        conditioning: Conditioning,
+        control: LayerControl,
+        *,
+        guidance: Float[np.ndarray, " b"],
+        height: int,
+        width: int,
+        groups: int = 1,
+        trajectory: Float[np.ndarray, "t_plus_1 s c"] | None = None,
+        replay: str = "aligned",
+        bar: tqdm | None = None,
+    ) -> Float[Array, "b s c"]:
+        """Latents of any batch under any control: what `generate` and `edit` are made of.
+
+        The batch is `groups` × members, member 0 of each group the source; the control says how many steps.
+        trajectory: the inversion that the only group's source replays. bar: a progress bar to advance.
+        """
+        canvas = self._canvas(height, width)
+        run = self._run(canvas, conditioning, guidance, groups=groups)
+        sigmas = self.schedule.sigmas(control.steps, canvas.tokens)
+        path = denoising_steps(sigmas, control, run.nothing, trajectory, replay)
+        *_, latents = run(noise, path, bar or tqdm(disable=True))
+        return latents
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
         """Global layer numbers of "vital", "all", "none" or a sequence; ValueError where there are none."""
@@ -311,7 +349,7 @@ class StableFlow:
 
     def _generated_start(self, steps, seed, noise, height, width) -> Start:
         canvas = self._canvas(height, width)
-        steps = self.defaults.edit_steps if steps is None else steps
+        steps = check_steps(self.defaults.edit_steps if steps is None else steps)
         return Start(canvas, steps, self._noise(seed, noise, canvas), None, 1.0)
 
     def _real_start(self, inversion: Inversion, prompt: str, steps, height, width) -> Start:

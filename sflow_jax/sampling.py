@@ -19,6 +19,13 @@ Velocity = Callable[[Array, Array], AnyArray]
 REPLAYS = ("aligned", "residual", "none")
 
 
+def check_steps(steps: int) -> int:
+    """The number itself; ValueError unless it is at least 1."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, found {steps}")
+    return steps
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """Sigmas of a flow-matching model; defaults are FLUX.1-dev's, `shift=1, dynamic=False` schnell's.
@@ -58,9 +65,7 @@ class Schedule:
 
         ValueError for steps < 1.
         """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, found {steps}")
-        sigmas = np.linspace(1.0, 1.0 / steps, steps)
+        sigmas = np.linspace(1.0, 1.0 / check_steps(steps), steps)
         if self.dynamic:
             slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
             shift = np.exp(self.base_shift + slope * (tokens - self.base_tokens))

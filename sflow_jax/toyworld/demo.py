@@ -35,7 +35,7 @@ def described(change: dict[str, str]) -> str:
 
 def outside(image: np.ndarray, reference: np.ndarray, mask: Bool[np.ndarray, "y x"]) -> float:
     """PSNR in dB over the pixels that an edit should leave alone."""
-    return psnr(image[~mask][None], reference[~mask][None])
+    return psnr(image[~mask], reference[~mask])
 
 
 def judged(source: dict[str, str], edit: dict[str, str], change: dict[str, str]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def run_demo(*, progress: bool = True) -> Demo:
         prompts[0], prompts[1:], inversion=inversion, unnudge=True, edits_at_once=len(CHANGES), progress=progress
     )
     lap("edit the drawing")
-    read = reader.read(np.concatenate([generated.images, real.images]))
+    read = reader(np.concatenate([generated.images, real.images])).named
     rows = len(generated.images)
     figures = {
         "layers": generated.layers,

@@ -3,6 +3,7 @@
 The network (DINOv2's architecture) and its linear heads were trained on drawn scenes only.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,24 +15,35 @@ from safetensors.numpy import load_file
 from sflow_convert.job import import_network
 from sflow_convert.vision import dinov2_table
 
+from sflow_jax.arrays import AnyArray
 from sflow_jax.embedded import ASSETS
 from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
 
 BATCH = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What n pictures show.
+
+    named: attribute → value, a dictionary a picture. unnamed: details scaled to −1..1, [n, details].
+    features: DINO's global feature, [n, d].
+    """
+
+    named: list[dict[str, str]]
+    unnamed: Float[np.ndarray, "n details"]
+    features: Float[np.ndarray, "n d"]
+
+
 @jax.jit
 def _class_tokens(
-    network: Dinov2, images: Float[Array, "b y x 3"], mean: Array, spread: Array
+    network: Dinov2, images: Float[AnyArray, "b y x 3"], mean: AnyArray, spread: AnyArray
 ) -> Float[Array, "b d"]:
     return network((images - mean) / spread)[:, 0].astype(jnp.float32)
 
 
 class AttributeReader:
-    """What a picture of the toy world shows.
-
-    named: attribute → its values, in the order of the classifier's outputs.
-    """
+    """The embedded network and heads; call it with pictures in 0..1."""
 
     def __init__(self, folder: Path = ASSETS):
         config = Dinov2Config.from_hf(json.loads((folder / "dinov2" / "config.json").read_text()))
@@ -40,27 +52,26 @@ class AttributeReader:
         self.mean, self.spread = (
             np.asarray(told[name], np.float32).reshape(1, 1, 1, 3) for name in ("image_mean", "image_std")
         )
-        self.named: dict[str, list[str]] = json.loads((folder / "reader" / "config.json").read_text())["named"]
-        self.heads = {
-            name: value.astype(np.float32)
-            for name, value in load_file(folder / "reader" / "model.safetensors").items()
-        }
+        told = json.loads((folder / "reader" / "config.json").read_text())
+        self.values: dict[str, list[str]] = told["named"]
+        self.details = list(told["unnamed"])
+        heads = load_file(folder / "reader" / "model.safetensors")
+        self.heads = {name: value.astype(np.float32) for name, value in heads.items()}
 
-    def features(self, images: Float[np.ndarray, "n y x 3"]) -> Float[np.ndarray, "n d"]:
-        """DINO's global feature of pictures in 0..1, float32."""
+    def __call__(self, images: Float[np.ndarray, "n y x 3"]) -> Reading:
+        """Everything the network says of pictures."""
         parts = []
         for start in range(0, len(images), BATCH):
             # Filled up to a full batch, so that any number of pictures compiles once.
             rows = np.minimum(np.arange(start, start + BATCH), len(images) - 1)
             tokens = _class_tokens(self.network, images[rows], self.mean, self.spread)
             parts.append(np.asarray(tokens)[: len(images) - start])
-        return np.concatenate(parts)
-
-    def read(self, images: Float[np.ndarray, "n y x 3"]) -> list[dict[str, str]]:
-        """Attribute → value of every picture in 0..1."""
-        features = self.features(images)
+        features = np.concatenate(parts)
         found = {}
-        for name, values in self.named.items():
-            logits = features @ self.heads[f"{name}.weight"].T + self.heads[f"{name}.bias"][None]
-            found[name] = [values[i] for i in logits.argmax(axis=-1)]
-        return [dict(zip(found, row)) for row in zip(*found.values())]
+        for name, values in self.values.items():
+            found[name] = [values[i] for i in self._scores(name, features).argmax(axis=-1)]
+        named = [dict(zip(found, row)) for row in zip(*found.values())]
+        return Reading(named, self._scores("unnamed", features), features)
+
+    def _scores(self, head: str, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n outputs"]:
+        return features @ self.heads[f"{head}.weight"].T + self.heads[f"{head}.bias"][None]
