@@ -87,7 +87,10 @@ def product_rates(runs: int) -> tuple[float, float]:
     for inner, outer in ((width, 3 * width), (width, 4 * width), (4 * width, width)):
         left, right = (np.ones(shape, np.float32) for shape in ((tokens, inner), (inner, outer)))
         ours, theirs = jax.device_put((left, right)), (torch.tensor(left), torch.tensor(right.T.copy()))
-        pair = lambda: product(*ours).block_until_ready(), lambda: torch.nn.functional.linear(*theirs)
+        pair = (
+            lambda given=ours: product(*given).block_until_ready(),
+            lambda given=theirs: torch.nn.functional.linear(*given),
+        )
         alternate(*pair, runs=10)
         total += np.median(alternate(*pair, runs=5 * runs), axis=0)
         flops += 2 * tokens * inner * outer / 1e9

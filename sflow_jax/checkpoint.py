@@ -51,8 +51,8 @@ class ModelInfo:
 
     family: dev or schnell. picture_size: default height and width, pixels. dtype: of the stored weights.
     configs: network name → its config.
-    scheduler: the source's scheduler config, in a file of its own. source_digests: file → sha256. vital_layers: global numbers
-    or None, and where they come from.
+    scheduler: the source's scheduler config, in a file of its own. source_digests: file → sha256.
+    vital_layers: global numbers or None, and where they come from.
     """
 
     family: str
@@ -72,7 +72,10 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str, scheduler: dict[str, Any]) -> "ModelInfo":
-        """Inverse of `to_json`, given the scheduler's config; CheckpointError for another format version, or fields that do not fit."""
+        """Inverse of `to_json`, given the scheduler's config.
+
+        CheckpointError for another format version, or fields that do not fit.
+        """
         try:
             fields = json.loads(text)
             version = fields.pop("format")
@@ -114,7 +117,7 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
         raise CheckpointError(f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}")
     if not (folder / INFO_FILE).exists():
         raise CheckpointError(
-            f"{folder} has no {INFO_FILE}, so it is no converted checkpoint; make one with: sflow-convert {folder} DEST"
+            f"{folder} is no converted checkpoint (no {INFO_FILE}); make one with: sflow-convert {folder} DEST"
         )
     try:
         scheduler = json.loads((folder / SCHEDULER_FILE).read_text())

@@ -1,7 +1,6 @@
 """`sflow`: generate, edit and invert pictures, and look at checkpoints."""
 
 import importlib.metadata
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sflow_jax.cache import cache_folder
 from sflow_jax.checkpoint import abstract_network, load_info
-from sflow_jax.console import Command, one_line_errors, parse_layers, plain_usage_errors, quiet_logs
+from sflow_jax.console import (
+    Command,
+    one_line_errors,
+    parse_layers,
+    plain_usage_errors,
+    quiet_logs,
+    use_compilation_cache,
+)
 from sflow_jax.embedded import resolve
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
@@ -153,7 +158,7 @@ def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, 
 
     sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man in a park" -e "A man in a park with a dog" -o man
 
-    sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man on a beach" --layers 0-2,17 -o sea
+    sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man at sea" --layers 0-2,17 -o sea
     """,
 )
 @model_options
@@ -296,12 +301,6 @@ def info(model: str) -> None:
         click.echo("vital layers: not known")
     else:
         click.echo(f"vital layers: {', '.join(map(str, found.vital_layers))} ({found.vital_layers_origin})")
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the environment says where (or the user set none)."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable
 
 import click
 import jax
+
+from sflow_jax.cache import cache_folder
 
 HELP_WIDTH = 116
 
@@ -65,6 +68,12 @@ def quiet_logs() -> None:
     logger.propagate = False
     for name in ("absl", "orbax", "jax", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the environment says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 @contextlib.contextmanager

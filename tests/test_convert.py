@@ -27,6 +27,9 @@ from sflow_jax.models.t5 import T5Config
 from sflow_jax.pipeline import StableFlow
 
 
+WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
+
+
 def shapes_of(network: str, config) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in parameters(abstract_network(network, config)).items()}
 
@@ -53,9 +56,11 @@ def full_size_models():
         ("transformer", FluxConfig.dev(), flux.diffusers_table, 11_901_408_320,
          lambda: FluxTransformer2DModel(guidance_embeds=True), same),
         ("transformer", FluxConfig.schnell(), flux.diffusers_table, 11_891_178_560, FluxTransformer2DModel, same),
-        ("autoencoder", AutoencoderConfig.flux(), autoencoder.diffusers_table, 83_819_683, lambda: AutoencoderKL(**vae), same),
+        ("autoencoder", AutoencoderConfig.flux(), autoencoder.diffusers_table, 83_819_683,
+         lambda: AutoencoderKL(**vae), same),
         ("t5", T5Config.xxl(), text_encoders.t5_table, 4_762_310_656, lambda: T5EncoderModel(t5), rename_t5),
-        ("clip", ClipTextConfig.large(), text_encoders.clip_text_table, 123_060_480, lambda: CLIPTextModel(clip), rename_clip),
+        ("clip", ClipTextConfig.large(), text_encoders.clip_text_table, 123_060_480,
+         lambda: CLIPTextModel(clip), rename_clip),
     ]  # fmt: skip
 
 
@@ -105,7 +110,7 @@ def test_export_is_the_inverse_of_conversion(checkpoint, source_folder):
     module = load_network(checkpoint, "transformer", config, dtype=np.float32)
     reads = plan(flux.diffusers_table(config), shapes_of("transformer", config))
     made = export(reads, {path: np.asarray(leaf) for path, leaf in parameters(module).items()})
-    stored = load_file(source_folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    stored = load_file(source_folder / WEIGHTS)
     assert made.keys() == stored.keys()
     for name, tensor in stored.items():
         np.testing.assert_array_equal(made[name], tensor)
@@ -204,7 +209,7 @@ def broken(source_folder, tmp_path) -> Path:
 
 
 def edit_tensors(folder: Path, change) -> None:
-    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    file = folder / WEIGHTS
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
@@ -237,8 +242,8 @@ def test_a_failure_while_writing_leaves_nothing_behind(broken, tmp_path, monkeyp
         (lambda f: shutil.rmtree(f / "vae"), "vae.*missing"),
         (lambda f: shutil.rmtree(f / "tokenizer_2"), "tokenizer_2.*missing"),
         (lambda f: (f / "transformer" / "config.json").write_text("{"), "cannot read"),
-        (lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 99), "download it again"),
-        (lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").rename(f / "transformer" / "weights.bin"), "never read"),
+        (lambda f: (f / WEIGHTS).write_bytes(b"0" * 99), "download it again"),
+        (lambda f: (f / WEIGHTS).rename(f / "transformer" / "weights.bin"), "never read"),
         (lambda f: next((f / "text_encoder_2").glob("*00002*")).unlink(), "00002.*missing"),
         (lambda f: shutil.rmtree(f / "transformer"), "known layout"),
     ],

@@ -13,7 +13,7 @@ ALLOWED = {
     "attention": set(),
     "control": set(),
     "metrics": set(),
-    "console": set(),
+    "console": {"cache"},
     "sharding": set(),
     "models": {"models", "attention", "sharding"},
     "latents": {"arrays"},
@@ -25,7 +25,8 @@ ALLOWED = {
     "embedded": {"cache", "checkpoint"},
     "output": {"latents"},
     "pipeline": {
-        "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results", "sampling",
+        "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results",
+        "sampling",
     },
 }  # fmt: skip
 
