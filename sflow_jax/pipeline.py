@@ -364,7 +364,7 @@ class StableFlow:
         expected = (settings["steps"] + 1, canvas.tokens, self.transformer.config.in_channels)
         if inversion.trajectory.shape != expected:
             raise ValueError(
-                f"inversion {list(inversion.trajectory.shape)} does not fit this model, {list(expected)}; invert again"
+                f"the inversion is {list(inversion.trajectory.shape)}, not {list(expected)} as here; invert again"
             )
         return Start(canvas, settings["steps"], inversion.trajectory[-1], inversion.trajectory, settings["nudge"])
 

@@ -26,7 +26,6 @@ from sflow_jax.models.layers import parameter_count, parameters
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.pipeline import StableFlow
 
-
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sflow_jax.toyworld import scenes
-from sflow_jax.toyworld.scenes import ATTRIBUTES, EDIT_FAMILIES, Details, Scene, sample_edit, sample_scene
+from sflow_jax.toyworld import captions, drawing, scenes
+from sflow_jax.toyworld.attributes import ATTRIBUTES, DETAIL_RANGES, Details
+from sflow_jax.toyworld.captions import words
+from sflow_jax.toyworld.edits import EDIT_FAMILIES, sample_edit
+from sflow_jax.toyworld.scenes import Scene, sample_scene
 
 SIZE = 64
 
@@ -23,8 +26,7 @@ def differing(one: np.ndarray, other: np.ndarray, threshold: int = 6) -> np.ndar
 
 
 def backdrop(scene: Scene) -> np.ndarray:
-    place = scenes._PLACES[scene.place]
-    return np.asarray(scenes._background(4 * SIZE, place, scene.details).reduce(4))
+    return np.asarray(drawing.background(scene.place, scene.details, 4 * SIZE).reduce(4))
 
 
 def test_the_same_seed_draws_the_same_scene_caption_and_edit():
@@ -50,21 +52,19 @@ def test_sizes_agree_after_downsampling():
 
 
 def test_details_are_sampled_within_their_ranges_and_reach_the_numbers():
-    assert [entry.name for entry in fields(Details)] == list(scenes.DETAIL_RANGES)
+    assert [entry.name for entry in fields(Details)] == list(DETAIL_RANGES)
     for scene in sampled(50):
         numbers = scene.unnamed()
         assert numbers.pop("facing") == (1.0 if scene.side == "right" else -1.0)
         for name, value in numbers.items():
-            low, high = scenes.DETAIL_RANGES[name]
+            low, high = DETAIL_RANGES[name]
             assert low <= value <= high
         assert numbers["stripes"] in (0.0, 1.0)
 
 
 def test_every_detail_changes_the_picture_somewhere():
-    pictured = [
-        Scene(object="tree", place=place, details=Details(stripes=1.0)) for place in ATTRIBUTES["place"]
-    ]
-    for name, (low, high) in scenes.DETAIL_RANGES.items():
+    pictured = [Scene(object="tree", place=place, details=Details(stripes=1.0)) for place in ATTRIBUTES["place"]]
+    for name, (low, high) in DETAIL_RANGES.items():
         ends = [
             [replace(scene, details=replace(scene.details, **{name: end})).draw(SIZE) for scene in pictured]
             for end in (low, high)
@@ -76,8 +76,8 @@ def test_animals_and_objects_stay_inside_and_apart():
     kinds = itertools.product(ATTRIBUTES["species"], ("standing", "lying", "sitting"), ("left", "right"))
     border = np.ones((SIZE, SIZE), dtype=bool)
     border[1:-1, 1:-1] = False
-    for (species, pose, side), x in itertools.product(kinds, scenes.DETAIL_RANGES["x"]):
-        details = Details(x=x, ground=scenes.DETAIL_RANGES["ground"][0], size=1.0, object_size=1.0)
+    for (species, pose, side), x in itertools.product(kinds, DETAIL_RANGES["x"]):
+        details = Details(x=x, ground=DETAIL_RANGES["ground"][0], size=1.0, object_size=1.0)
         scene = Scene(species=species, pose=pose, hat="red", side=side, object="box", details=details)
         assert not (differing(scene.draw(SIZE), backdrop(scene)) & border).any()
         alone = scene.edited(object="none")
@@ -155,11 +155,9 @@ def test_captions_say_every_named_attribute_and_no_other():
         "night",
     }
     for seed, scene in enumerate(sampled(500)):
-        said = scenes.words(scene.caption(seed))
+        said = words(scene.caption(seed))
         named = scene.attributes()
-        expected = [value for name, value in named.items() if value != "none"] + ["hat"] * (
-            scene.hat != "none"
-        )
+        expected = [value for name, value in named.items() if value != "none"] + ["hat"] * (scene.hat != "none")
         assert all(said.count(value) >= expected.count(value) for value in expected), said
         unsaid = every - set(expected)
         assert not unsaid & set(said), said
@@ -168,7 +166,7 @@ def test_captions_say_every_named_attribute_and_no_other():
 
 def test_captions_parse_back_to_the_colours_of_the_right_things():
     for seed, scene in enumerate(sampled(300, seed=1)):
-        said = scenes.words(scene.caption(seed))
+        said = words(scene.caption(seed))
         assert said[said.index(scene.species) - 1] == scene.colour
         if scene.hat != "none":
             assert said[said.index("hat") - 1] == scene.hat
@@ -187,8 +185,8 @@ def test_captions_ignore_what_is_unnamed():
 def test_captions_vary_in_closed_vocabulary():
     scene = sampled(1)[0].edited(hat="red", object="ball")
     assert len({scene.caption(seed) for seed in range(300)}) > 100
-    used = {word for seed, scene in enumerate(sampled(1500)) for word in scenes.words(scene.caption(seed))}
-    vocabulary = scenes.vocabulary()
+    used = {word for seed, scene in enumerate(sampled(1500)) for word in words(scene.caption(seed))}
+    vocabulary = captions.vocabulary()
     assert used == set(vocabulary) and list(vocabulary) == sorted(used) and len(vocabulary) <= 160
 
 
@@ -238,7 +236,7 @@ def test_edit_captions_differ_in_the_attributes_word_alone(family):
     rng = np.random.default_rng(1)
     for _ in range(50):
         edit = sample_edit(family, rng)
-        before, after = scenes.words(edit.source_caption), scenes.words(edit.edit_caption)
+        before, after = words(edit.source_caption), words(edit.edit_caption)
         old, new = edit.source.attributes()[edit.attribute], edit.target.attributes()[edit.attribute]
         pairs = {pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]}
         assert (old, new) in pairs and pairs <= {(old, new), ("a", "an"), ("an", "a")}
@@ -249,8 +247,8 @@ def test_added_and_removed_things_come_and_go_from_the_caption():
     for family in ("add", "remove"):
         for _ in range(50):
             edit = sample_edit(family, rng)
-            captions = [scenes.words(caption) for caption in (edit.source_caption, edit.edit_caption)]
-            without, having = captions if family == "add" else captions[::-1]
+            said = [words(caption) for caption in (edit.source_caption, edit.edit_caption)]
+            without, having = said if family == "add" else said[::-1]
             scene = edit.target if family == "add" else edit.source
             assert getattr(scene, edit.attribute) in having
             kept = [word for word in without if word in having]

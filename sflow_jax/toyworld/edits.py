@@ -1,0 +1,78 @@
+"""Edits of drawn scenes whose right answer is known: picture, caption and mask."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from sflow_jax.toyworld.attributes import ATTRIBUTES, one_of, settable
+from sflow_jax.toyworld.captions import Wording, say
+from sflow_jax.toyworld.scenes import Scene, sample_scene
+
+# The attributes that an edit of each family may change.
+_EDITED = {
+    "non-rigid": ("pose",),
+    "add": ("hat", "object"),
+    "remove": ("hat", "object"),
+    "replace": ("species", "object"),
+    "recolour": ("colour", "hat", "object_colour"),
+    "scene": ("place",),
+}
+EDIT_FAMILIES = tuple(_EDITED)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit whose right answer is known.
+
+    Attributes:
+        family: one of `EDIT_FAMILIES`.
+        attribute: the one named attribute that changes.
+        source: the scene before the edit.
+        target: the right answer: the source with that attribute changed.
+        source_caption: what the source's picture shows.
+        edit_caption: what the target's shows, in the same wording.
+    """
+
+    family: str
+    attribute: str
+    source: Scene
+    target: Scene
+    source_caption: str
+    edit_caption: str
+
+    def mask(self, size: int = 64) -> np.ndarray:
+        """The pixels that should change, and a margin of size/32 around them: bool [size, size]."""
+        before, after = (scene.draw(size).astype(np.int16) for scene in (self.source, self.target))
+        differs = Image.fromarray((np.abs(before - after).max(axis=-1) > 6).astype(np.uint8))
+        return np.asarray(differs.filter(ImageFilter.MaxFilter(2 * max(1, size // 32) + 1))) > 0
+
+
+def sample_edit(family: str, rng: np.random.Generator, split: str = "held-out") -> Edit:
+    """Draws an edit of a family, its source from the given split (its target may leave it).
+
+    Raises:
+        ValueError: unknown family or split.
+    """
+    if family not in EDIT_FAMILIES:
+        raise ValueError(f"unknown family {family!r}; allowed: {', '.join(EDIT_FAMILIES)}")
+    attribute = one_of(_EDITED[family], rng)
+    source = _prepared(sample_scene(rng, split), family, attribute, rng)
+    current = getattr(source, attribute)
+    others = tuple(value for value in settable(attribute) if value not in (current, "none"))
+    target = source.edited(**{attribute: "none" if family == "remove" else one_of(others, rng)})
+    wording = Wording.sample(rng)
+    captions = (say(scene.attributes(), wording) for scene in (source, target))
+    return Edit(family, attribute, source, target, *captions)
+
+
+def _prepared(scene: Scene, family: str, attribute: str, rng: np.random.Generator) -> Scene:
+    """Gives a scene the hat or object that its edit needs there, or needs away."""
+    part = "object" if attribute == "object_colour" else attribute
+    if part not in ("hat", "object"):
+        return scene
+    if family == "add":
+        return scene.edited(**{part: "none"})
+    if getattr(scene, part) == "none":
+        return scene.edited(**{part: one_of(ATTRIBUTES[part][1:], rng)})
+    return scene
