@@ -9,8 +9,10 @@ from conftest import relative
 from reference import Reference
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from sflow_jax.latents import fit_picture, position_ids, to_network
+from sflow_jax.models.t5 import position_buckets
 from sflow_jax.pipeline import StableFlow
 
 NETWORK_LIMIT = 1e-4
@@ -56,6 +58,14 @@ def test_t5_agrees_with_transformers(flow):
     ids = np.random.default_rng(1).integers(0, published.T5["vocab_size"], (3, 29)).astype(np.int32)
     theirs = published.t5()(torch.tensor(ids)).last_hidden_state
     assert relative(jax.jit(lambda m, i: m(i))(flow.prompts.t5, ids), theirs) <= NETWORK_LIMIT
+
+
+@pytest.mark.parametrize("tokens, buckets, reach", [(512, 32, 128), (77, 12, 18)])
+def test_t5_distances_fall_into_the_same_buckets(tokens, buckets, reach):
+    """At FLUX's own length too, where one float32 rounding would move a pair into the next bucket."""
+    distance = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
+    theirs = T5Attention._relative_position_bucket(distance, True, buckets, reach)
+    np.testing.assert_array_equal(position_buckets(tokens, buckets, reach), theirs.numpy())
 
 
 @torch.no_grad()
