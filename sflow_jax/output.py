@@ -48,7 +48,8 @@ def output_folder(destination: epath.PathLike) -> Iterator[Folder]:
 
     Raises ValueError at once if the destination cannot be a folder.
     """
-    destination = epath.Path(destination)
+    # Resolved, since "." and ".." have no name to put a sibling beside.
+    destination = epath.Path(destination).resolve()
     if destination.exists() and not destination.is_dir():
         raise ValueError(f"{destination} is a file; choose another folder for --out")
     partial = destination.with_name(f".{destination.name}.partial")

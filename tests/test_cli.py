@@ -133,6 +133,14 @@ def test_mistakes_in_conversion_end_with_one_line(source_folder, tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_one_stands_in_will_do(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(cli, *[part.format(model=checkpoint) for part in GENERATE], "--steps", 1, "--out", ".") == 0
+    assert (tmp_path / "here" / "picture-1.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_files_in_the_way_are_kept(checkpoint, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert run(cli, *[part.format(model=checkpoint) for part in GENERATE], "--out", tmp_path / "out") == 2
