@@ -23,6 +23,7 @@ from sflow_jax.checkpoint import INFO_FILE, ModelInfo, abstract_network, save_in
 from sflow_jax.control import FLUX_DEV_CODE, check_layers
 from sflow_jax.models.flux import FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.paths import is_remote
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Network → its reads, and its parameters' shapes.
@@ -71,7 +72,7 @@ def write_network(
     """Assemble one network in files of a scratch folder (memory stays free), and save it with Orbax."""
     reads, targets = plan_
     # Beside the destination, where there is room; a remote destination leaves the machine's own place.
-    place = None if "://" in str(folder) else str(folder)
+    place = None if is_remote(folder) else str(folder)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=place) as scratch:
 
         def allocate(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:

@@ -28,6 +28,7 @@ from sflow_jax.models.clip import ClipText, ClipTextConfig
 from sflow_jax.models.flux import Flux, FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.models.t5 import T5Config, T5Encoder
+from sflow_jax.paths import absolute
 from sflow_jax.sharding import parameter_shardings
 
 FORMAT = 1
@@ -129,7 +130,7 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
 def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Write one network's parameters (path → array) as an Orbax item of the checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(epath.Path(folder).resolve() / name, dict(arrays))
+        checkpointer.save(absolute(folder) / name, dict(arrays))
 
 
 def load_network(
@@ -139,7 +140,7 @@ def load_network(
 
     Raises CheckpointError when the item is missing or does not fit the config.
     """
-    item = epath.Path(folder).resolve() / name
+    item = absolute(folder) / name
     if not item.exists():
         raise CheckpointError(f"{folder} has no {name}; convert the source again")
     module = abstract_network(name, config)

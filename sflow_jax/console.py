@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 import jax
 
-from sflow_jax.cache import cache_folder
+from sflow_jax.paths import cache_folder
 
 HELP_WIDTH = 116
 

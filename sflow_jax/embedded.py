@@ -8,8 +8,8 @@ from pathlib import Path
 
 from etils import epath
 
-from sflow_jax.cache import cache_folder
 from sflow_jax.checkpoint import INFO_FILE
+from sflow_jax.paths import cache_folder
 
 NAME = "toyworld"
 ASSETS = Path(__file__).parent / "toyworld" / "assets"

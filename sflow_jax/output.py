@@ -14,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from sflow_jax.latents import to_uint8
+from sflow_jax.paths import absolute
 
 MARGIN = 8
 # Small pictures are enlarged (hard pixels) until a grid cell is about this wide, so that captions fit.
@@ -49,7 +50,7 @@ def output_folder(destination: epath.PathLike) -> Iterator[Folder]:
     Raises ValueError at once if the destination cannot be a folder.
     """
     # Resolved, since "." and ".." have no name to put a sibling beside.
-    destination = epath.Path(destination).resolve()
+    destination = absolute(destination)
     if destination.exists() and not destination.is_dir():
         raise ValueError(f"{destination} is a file; choose another folder for --out")
     partial = destination.with_name(f".{destination.name}.partial")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from sflow_jax.models.clip import ClipText
 from sflow_jax.models.t5 import T5Encoder
+from sflow_jax.paths import is_remote
 
 logger = logging.getLogger(__name__)
 TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2"}
@@ -47,7 +48,7 @@ def load_tokenizer(folder: epath.PathLike) -> Any:
         raise ValueError(f"no tokenizer at {folder}; convert the source again")
     with tempfile.TemporaryDirectory() as temporary:
         local = folder
-        if "://" in str(folder):
+        if is_remote(folder):
             local = epath.Path(temporary)
             for file in folder.iterdir():
                 file.copy(local / file.name)
