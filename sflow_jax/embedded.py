@@ -38,7 +38,8 @@ def _converted() -> epath.Path:
 
     folder = cache_folder() / f"{NAME}-{_digest()}"
     if not (folder / INFO_FILE).exists():
-        vital = json.loads((ASSETS / VITAL_LAYERS_FILE).read_text())
+        known = (ASSETS / VITAL_LAYERS_FILE).exists()
+        vital = json.loads((ASSETS / VITAL_LAYERS_FILE).read_text()) if known else {"layers": None, "origin": ""}
         # Of two processes that convert at once, the first to finish wins.
         mine = folder.with_name(f"{folder.name}-{os.getpid()}")
         convert(

@@ -125,7 +125,8 @@ def told(demo: Demo, out: str) -> str:
     figures = demo.figures
     lines = [
         "Painted a picture with the embedded model and edited it four ways, then took a drawing that the model",
-        f"never saw, inverted it and edited it. Keys and values of the source went into layers {list(figures['layers'])}.",
+        "never saw, inverted it and edited it. Keys and values of the source went into layers "
+        f"{', '.join(map(str, figures['layers']))}.",
         "",
     ]
     for kind in ("generated", "drawn"):
@@ -138,6 +139,6 @@ def told(demo: Demo, out: str) -> str:
     lines += [
         "",
         f"Took: {taken}. Look at {out}/grid.png; all figures are in {out}/demo.json.",
-        "Next: sflow edit -m toyworld -p 'a red dog is sitting on the beach' -e 'a red dog is lying on the beach' -o dog",
+        "Next: sflow edit -m toyworld -p 'a red dog on the beach' -e 'a blue dog on the beach' -o dog",
     ]
     return "\n".join(lines)
