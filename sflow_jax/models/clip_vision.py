@@ -1,0 +1,165 @@
+"""CLIP's picture encoder, and the whole of CLIP: pictures and captions in one space.
+
+Axes: b batch, y rows, x columns, c channels, w tokens, l patches and the class token, d width, p projection.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sflow_jax.models.clip import ACTIVATIONS, ClipText, ClipTextConfig
+from sflow_jax.models.layers import LayerNorm, parameter_dtype, stacked
+
+# The published models start training at this inverse temperature.
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipVisionConfig:
+    """Sizes of a CLIP picture encoder; the defaults are ViT-L/14's (303,179,776 parameters)."""
+
+    width: int = 1024
+    heads: int = 16
+    mlp_width: int = 4096
+    layers: int = 24
+    picture_size: int = 224
+    patch_size: int = 14
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture."""
+        return (self.picture_size // self.patch_size) ** 2
+
+    @classmethod
+    def large(cls) -> "ClipVisionConfig":
+        """The picture half of CLIP ViT-L/14."""
+        return cls()
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "ClipVisionConfig":
+        """From a transformers `config.json` (its `vision_config`); ValueError for an unknown activation."""
+        activation = config.get("hidden_act", "quick_gelu")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"CLIP activation {activation!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        return cls(
+            width=config.get("hidden_size", 768),
+            heads=config.get("num_attention_heads", 12),
+            mlp_width=config.get("intermediate_size", 3072),
+            layers=config.get("num_hidden_layers", 12),
+            picture_size=config.get("image_size", 224),
+            patch_size=config.get("patch_size", 32),
+            activation=activation,
+            epsilon=config.get("layer_norm_eps", 1e-5),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Both encoders and the width of the space they share."""
+
+    text: ClipTextConfig = ClipTextConfig()
+    vision: ClipVisionConfig = ClipVisionConfig()
+    projection: int = 768
+
+    @classmethod
+    def large(cls) -> "ClipConfig":
+        """CLIP ViT-L/14 (427,616,513 parameters)."""
+        return cls()
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "ClipConfig":
+        """From the `config.json` of a transformers CLIPModel folder.
+
+        The published one leaves out what equals transformers' defaults; those are filled in here.
+        """
+        text = {
+            "vocab_size": 49_408,
+            "hidden_size": 512,
+            "num_attention_heads": 8,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+        }
+        return cls(
+            text=ClipTextConfig.from_hf(text | config.get("text_config", {})),
+            vision=ClipVisionConfig.from_hf(config.get("vision_config", {})),
+            projection=config.get("projection_dim", 512),
+        )
+
+
+class ClipVisionBlock(nnx.Module):
+    """Pre-norm transformer block, every token seeing every other."""
+
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        heads = (config.heads, config.width // config.heads)
+        self.attention_norm = LayerNorm(config.width, config.epsilon)
+        self.qkv = nnx.LinearGeneral(config.width, (3, *heads), rngs=rngs)
+        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, config.epsilon)
+        self.mlp_in = nnx.Linear(config.width, config.mlp_width, rngs=rngs)
+        self.mlp_out = nnx.Linear(config.mlp_width, config.width, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
+        x = x + self.out(jax.nn.dot_product_attention(query, key, value))
+        return x + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
+
+
+class ClipVision(nnx.Module):
+    """CLIP's picture encoder, blocks stacked and scanned."""
+
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        patch = (config.patch_size, config.patch_size)
+        self.patch_embedding = nnx.Conv(
+            3, config.width, patch, strides=patch, padding="VALID", use_bias=False, rngs=rngs
+        )
+        scale = config.width**-0.5
+        self.class_embedding = nnx.Param(scale * jax.random.normal(rngs.params(), (config.width,)))
+        self.position_embedding = nnx.Embed(config.patches + 1, config.width, rngs=rngs)
+        self.norm_in = LayerNorm(config.width, config.epsilon)
+        self.blocks = stacked(config.layers, lambda r: ClipVisionBlock(config, rngs=r), rngs)
+        self.norm_out = LayerNorm(config.width, config.epsilon)
+
+    def __call__(self, pictures: Float[Array, "b y x c"]) -> Float[Array, "b d"]:
+        """The normalised class token (the pooled vector) of pictures normalised as the model expects."""
+        patches = self.patch_embedding(pictures.astype(parameter_dtype(self)))
+        x = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        first = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[-1]))
+        x = self.norm_in(jnp.concatenate([first, x], axis=1) + self.position_embedding.embedding[...][None])
+        with jax.named_scope("clip_vision_blocks"):
+            x, _ = jax.lax.scan(lambda x, block: (block(x), None), x, self.blocks)
+        return self.norm_out(x[:, 0])
+
+
+def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
+    """Rows of length one, float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class Clip(nnx.Module):
+    """Both encoders, their projections, and the learned inverse temperature (as its logarithm)."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.text = ClipText(config.text, rngs=rngs)
+        self.vision = ClipVision(config.vision, rngs=rngs)
+        self.text_projection = nnx.Linear(config.text.width, config.projection, use_bias=False, rngs=rngs)
+        self.vision_projection = nnx.Linear(config.vision.width, config.projection, use_bias=False, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.array(INITIAL_LOGIT_SCALE, jnp.float32))
+
+    def text_features(self, token_ids: Int[Array, "b w"]) -> Float[Array, "b p"]:
+        """Unit vectors of captions, float32."""
+        return _unit(self.text_projection(self.text(token_ids)[1]))
+
+    def picture_features(self, pictures: Float[Array, "b y x c"]) -> Float[Array, "b p"]:
+        """Unit vectors of normalised pictures, float32."""
+        return _unit(self.vision_projection(self.vision(pictures)))

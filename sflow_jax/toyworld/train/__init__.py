@@ -1,0 +1,14 @@
+"""Training of the embedded model: `python -m sflow_jax.toyworld.train --out FOLDER` does everything.
+
+Stages, each in its own folder, each resumed from its newest checkpoint by the same command:
+
+    vae      the autoencoder
+    decoder  its decoder alone, polished on the latents that the transformer learns
+    clip     pictures and captions in one space; the text half is the transformer's pooled vector
+    dino     reads every attribute of a scene: the measuring stick
+    flow     transformer and T5 by flow matching, captions dropped now and then
+    distill  a student with the guidance scale as an input, as FLUX.1-dev
+    export   the diffusers folder, half precision
+
+`plan.py` holds sizes and recipes, `loop.py` the loop that all stages share.
+"""

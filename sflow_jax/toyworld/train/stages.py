@@ -1,0 +1,86 @@
+"""The stages in order, each built from what the ones before have left in the run's folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sflow_jax.models.autoencoder import Autoencoder
+from sflow_jax.toyworld.train.flow import World, distill_stage, flow_stage
+from sflow_jax.toyworld.train.loop import Checkpoints, Run, Stage, finished
+from sflow_jax.toyworld.train.plan import Plan
+from sflow_jax.toyworld.train.pool import Pool, load_pool
+from sflow_jax.toyworld.train.vae import decoder_stage, encode_pool, vae_stage, with_decoder
+from sflow_jax.toyworld.train.vision import clip_stage, dino_stage
+
+STAGES = ("vae", "decoder", "clip", "dino", "flow", "distill")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A plan being carried out in a run's folder."""
+
+    plan: Plan
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    def pool(self) -> Pool:
+        """The training scenes."""
+        return load_pool(self.folder / "pool", self.plan.scenes, seed=self.run.seed, size=self.plan.size)
+
+    def held_out(self) -> Pool:
+        """Scenes of combinations that training never sees."""
+        return load_pool(
+            self.folder / "held_out", self.plan.held_out, seed=self.run.seed, split="held-out", size=self.plan.size
+        )
+
+    def stage(self, name: str) -> Stage:
+        """A stage by name; ValueError if one that it builds on has not run."""
+        recipe = self.plan.recipes[name]
+        build: dict[str, Callable[[], Stage]] = {
+            "vae": lambda: vae_stage(self.plan.vae, recipe, self.pool(), self.held_out(), self.folder),
+            "decoder": lambda: decoder_stage(
+                self.trained("vae"), self.latents(), recipe, self.pool(), self.held_out(), self.folder
+            ),
+            "clip": lambda: clip_stage(self.plan.clip, recipe, self.pool()),
+            "dino": lambda: dino_stage(self.plan.dino, recipe, self.pool(), self.held_out(), self.folder),
+            "flow": lambda: flow_stage(self.plan.flux, self.plan.t5, recipe, self.world(), self.folder),
+            "distill": lambda: distill_stage(self.trained("flow"), recipe, self.world(), self.folder),
+        }
+        return build[name]()
+
+    def trained(self, name: str) -> Any:
+        """The averaged weights of a stage that has run."""
+        return finished(self.stage(name), self.run)
+
+    def world(self) -> World:
+        """Latents and frozen networks of the last two stages."""
+        latents = self.latents()
+        shift, scale = self.latent_statistics(latents)
+        decoder, clip = self.autoencoder(), self.trained("clip").text
+        return World(self.pool(), latents, shift, scale, self.held_out(), decoder, clip)
+
+    def autoencoder(self) -> Autoencoder:
+        """Of stage `vae`, with the polished decoder as soon as there is one."""
+        whole = self.trained("vae")
+        polished = Checkpoints(self.folder / "decoder").newest() is not None
+        return with_decoder(whole, self.trained("decoder")) if polished else whole
+
+    def latents(self) -> np.ndarray:
+        """Of the training scenes, float16 [n, yl, xl, c], made once."""
+        return encode_pool(self.trained("vae"), self.pool(), self.folder / "latents.npy")
+
+    def latent_statistics(self, latents: np.ndarray) -> tuple[float, float]:
+        """Shift and scale that give latents mean 0 and variance 1; kept, so that all stages agree."""
+        path = self.folder / "latents.json"
+        if not path.exists():
+            numbers = np.asarray(latents, np.float32)
+            path.write_text(json.dumps({"shift": float(numbers.mean()), "scale": 1 / float(numbers.std())}))
+        kept = json.loads(path.read_text())
+        return kept["shift"], kept["scale"]

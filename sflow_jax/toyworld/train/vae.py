@@ -1,0 +1,129 @@
+"""Stages `vae` and `decoder`: the autoencoder, the latents of the pool, and a decoder polished on them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Decoder
+from sflow_jax.toyworld.train.loop import Recipe, Stage
+from sflow_jax.toyworld.train.pictures import save_grid, to_uint8
+from sflow_jax.toyworld.train.pool import Pool, indices
+
+# Just enough to keep the latents' spread near 1 and their values continuous.
+KL_WEIGHT = 1e-5
+L1_WEIGHT = 0.1
+
+
+def to_model(pictures: np.ndarray) -> np.ndarray:
+    """uint8 → float32 in -1..1."""
+    return np.asarray(pictures, np.float32) / 127.5 - 1
+
+
+def psnr(pictures: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over pictures of the PSNR in dB; uint8 [n, y, x, 3] each."""
+    error = (pictures.astype(np.float64) - truth.astype(np.float64)) ** 2
+    return float(np.mean(10 * np.log10(255.0**2 / np.maximum(error.mean(axis=(1, 2, 3)), 1e-9))))
+
+
+def vae_loss(model: Autoencoder, frozen: None, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Squared and absolute error of the reconstruction, plus a trace of KL divergence."""
+    mean, log_variance = model.encode(batch["pictures"])
+    latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+    error = model.decode(latents) - batch["pictures"]
+    loss, decibel = reconstruction_loss(error)
+    divergence = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+    return loss + KL_WEIGHT * divergence, {"db": decibel, "kl": divergence}
+
+
+def reconstruction_loss(error: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared and absolute error, and the PSNR in dB (pictures span -1..1, so the peak is 2)."""
+    squared = jnp.mean(error**2)
+    return squared + L1_WEIGHT * jnp.mean(jnp.abs(error)), 10 * jnp.log10(4 / squared)
+
+
+@jax.jit
+def reconstruct(model: Autoencoder, pictures: jax.Array) -> jax.Array:
+    """Decode the mean of the latents."""
+    return model.decode(model.encode(pictures)[0])
+
+
+def vae_stage(config: AutoencoderConfig, recipe: Recipe, pool: Pool, held_out: Pool, folder: Path) -> Stage:
+    """Encoder and decoder together, on the pool's pictures."""
+
+    def batch(rng: np.random.Generator):
+        pictures = to_model(pool.pictures[indices(pool, recipe.batch, rng)[0]])
+        return {"pictures": pictures}
+
+    def preview(model: Autoencoder, step: int) -> None:
+        truth = np.asarray(held_out.pictures[:32])
+        made = to_uint8(reconstruct(model, to_model(truth)))
+        save_grid(np.concatenate([truth[:16], made[:16]]), folder / "vae" / f"grid_{step}.png")
+        with (folder / "vae" / "psnr.txt").open("a") as file:
+            file.write(f"{step} {psnr(made, truth):.2f}\n")
+
+    return Stage(
+        name="vae",
+        recipe=recipe,
+        build=lambda seed: Autoencoder(config, rngs=nnx.Rngs(seed)),
+        loss=vae_loss,
+        batch=batch,
+        preview=preview,
+        preview_every=400,
+    )
+
+
+def with_decoder(model: Autoencoder, decoder: Decoder) -> Autoencoder:
+    """The same encoder with another decoder."""
+    made = jax.tree.map(lambda leaf: leaf, model)
+    made.decoder = decoder
+    return made
+
+
+def decoder_stage(
+    model: Autoencoder, latents: np.ndarray, recipe: Recipe, pool: Pool, held_out: Pool, folder: Path
+) -> Stage:
+    """The decoder alone, from the latents' means.
+
+    The latents stay, so this may run while, or after, the transformer learns them.
+    """
+
+    def loss(decoder: Decoder, frozen: None, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, decibel = reconstruction_loss(decoder(batch["latents"]) - batch["pictures"])
+        return loss, {"db": decibel}
+
+    def batch(rng: np.random.Generator):
+        chosen, _ = indices(pool, recipe.batch, rng)
+        return {"pictures": to_model(pool.pictures[chosen]), "latents": latents[chosen].astype(np.float32)}
+
+    def preview(decoder: Decoder, step: int) -> None:
+        truth = np.asarray(held_out.pictures[:96])
+        made = to_uint8(reconstruct(with_decoder(model, decoder), to_model(truth)))
+        save_grid(np.concatenate([truth[:16], made[:16]]), folder / "decoder" / f"grid_{step}.png")
+        with (folder / "decoder" / "psnr.txt").open("a") as file:
+            file.write(f"{step} {psnr(made, truth):.2f}\n")
+
+    return Stage(
+        name="decoder",
+        recipe=recipe,
+        build=lambda seed: jax.tree.map(jnp.copy, model.decoder),
+        loss=loss,
+        batch=batch,
+        preview=preview,
+        preview_every=400,
+    )
+
+
+def encode_pool(model: Autoencoder, pool: Pool, path: Path, batch: int = 64) -> np.ndarray:
+    """Latent means of all pictures, float16 [n, yl, xl, c], kept in `path`."""
+    encode = jax.jit(lambda model, pictures: model.encode(pictures)[0].astype(jnp.float16))
+    if not path.exists():
+        parts = []
+        for start in range(0, len(pool), batch):
+            pictures = to_model(pool.pictures[start : start + batch])
+            padded = np.concatenate([pictures, np.zeros((batch - len(pictures), *pictures.shape[1:]), np.float32)])
+            parts.append(np.asarray(encode(model, padded))[: len(pictures)])
+        np.save(path, np.concatenate(parts))
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,120 @@
+"""The embedded model means what it paints: prompts, edits and layer sets, read off its pictures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import relative
+from diffusers import FluxPipeline
+
+from sflow_jax.embedded import ASSETS
+from sflow_jax.latents import draw_noise
+from sflow_jax.metrics import cosine_similarity, psnr
+from sflow_jax.pipeline import StableFlow
+from sflow_jax.toyworld.reader import AttributeReader
+from sflow_jax.toyworld.scenes import Scene, sample_scene
+
+WORDING = 3
+EDITS = ({"pose": "sitting"}, {"place": "snow"}, {"hat": "none"}, {"species": "rabbit"})
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> StableFlow:
+    """The embedded model, converted into a cache of this test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return StableFlow.load("toyworld")
+
+
+@pytest.fixture(scope="module")
+def reader() -> AttributeReader:
+    return AttributeReader()
+
+
+@pytest.fixture(scope="module")
+def source() -> Scene:
+    return Scene(species="dog", colour="orange", hat="blue", object="ball", object_colour="red", pose="standing")
+
+
+@pytest.fixture(scope="module")
+def edits(toy, source) -> dict:
+    """The same four edits with each layer set, all of one shape."""
+    captions = [source.edited(**change).caption(WORDING) for change in EDITS]
+    options = {"seed": 1, "edits_at_once": 4, "progress": False}
+    return {
+        layers: toy.edit(source.caption(WORDING), captions, layers=layers, **options)
+        for layers in ("vital", "none", "all")
+    }
+
+
+def test_drawings_are_read_right(reader):
+    rng = np.random.default_rng(3)
+    scenes = [sample_scene(rng, "held-out") for _ in range(192)]
+    named = reader(np.stack([scene.draw(64) for scene in scenes]).astype(np.float32) / 255).named
+    truth = [scene.attributes() for scene in scenes]
+    for name in truth[0]:
+        assert np.mean([found[name] == true[name] for found, true in zip(named, truth)]) >= 0.97, name
+
+
+def test_pictures_show_their_captions(toy, reader):
+    rng = np.random.default_rng(4)
+    scenes = [sample_scene(rng, "held-out") for _ in range(32)]
+    made = toy.generate([scene.caption(i) for i, scene in enumerate(scenes)], steps=15, progress=False)
+    named = reader(made.images).named
+    for name in ("colour", "side", "place"):
+        right = np.mean([found[name] == scene.attributes()[name] for found, scene in zip(named, scenes)])
+        assert right >= 0.85, f"{name} right in {right:.0%}"
+
+
+def test_injecting_everywhere_forbids_edits_and_nowhere_forgets_the_source(edits, reader):
+    """The paper's ablation in small: all layers copy the source, no layers keep least of it."""
+    closeness = {
+        layers: np.mean([psnr(image, made.images[0]) for image in made.images[1:]])
+        for layers, made in edits.items()
+    }
+    assert closeness["all"] > closeness["vital"] > closeness["none"]
+
+
+def test_a_drawing_survives_inversion(toy, reader):
+    scene = dataclasses.replace(Scene(), species="bear", colour="purple", place="beach")
+    drawing = scene.draw(64)
+    inversion = toy.invert(drawing, scene.caption(WORDING), steps=20, progress=False)
+    made = toy.edit(
+        scene.caption(WORDING),
+        [scene.caption(WORDING)],
+        inversion=inversion,
+        replay="residual",
+        guidance=1.0,
+        layers="none",
+        unnudge=True,
+        progress=False,
+    )
+    truth = drawing.astype(np.float32) / 255
+    assert psnr(made.images[1], truth) > 25
+    features = reader(np.stack([made.images[1], truth])).features
+    assert cosine_similarity(features[:1], features[1:])[0] > 0.9
+
+
+def test_diffusers_paints_the_same_picture_from_the_embedded_folder(toy):
+    """Tokenizers, text encoders, schedule, transformer and autoencoder at once, in the published pipeline."""
+    prompt, steps = "a red cat is sitting in snow", 4
+    noise = draw_noise(0, 64, 64)
+    ours = toy.generate([prompt], steps=steps, guidance=3.5, noise=noise, progress=False)
+    pipeline = FluxPipeline.from_pretrained(ASSETS, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        prompt,
+        height=64,
+        width=64,
+        num_inference_steps=steps,
+        guidance_scale=3.5,
+        latents=torch.tensor(noise[None]),
+        max_sequence_length=toy.prompts.t5_length,
+        output_type="np",
+    ).images
+    assert relative(ours.images, theirs) <= 1e-3
+
+
+def test_the_embedded_folder_is_small():
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 32 * 2**20

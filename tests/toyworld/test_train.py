@@ -1,0 +1,254 @@
+"""The training code at tiny sizes, and the weights that it made."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+from sflow_convert import engine, vision
+from transformers import AutoTokenizer
+
+from sflow_jax.embedded import ASSETS
+from sflow_jax.models.autoencoder import AutoencoderConfig
+from sflow_jax.models.clip_vision import Clip, ClipConfig
+from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
+from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.layers import parameters
+from sflow_jax.models.t5 import T5Config
+from sflow_jax.toyworld.attributes import ATTRIBUTES
+from sflow_jax.toyworld.captions import words
+from sflow_jax.toyworld.scenes import sample_scene
+from sflow_jax.toyworld.train.export import write_network
+from sflow_jax.toyworld.train.flow import SIGMA_MEAN, SIGMA_SPREAD, initial_flux, noised, sample_sigmas
+from sflow_jax.toyworld.train.hf import clip_config, dinov2_config
+from sflow_jax.toyworld.train.loop import Checkpoints, Recipe, Run, Stage, initial_state, train
+from sflow_jax.toyworld.train.optimizer import matrices, named_leaves, update_rule
+from sflow_jax.toyworld.train.plan import Plan
+from sflow_jax.toyworld.train.pool import load_pool
+from sflow_jax.toyworld.train.tokenizers import TEXT_TOKENS, save_tokenizers
+
+
+class Killed(Exception):
+    """Stands for a kill signal."""
+
+
+def line_stage(dies_at: int | None = None) -> Stage:
+    """Fit a line to noisy points, 12 steps; optionally dies while it makes a batch."""
+    made = []
+
+    def batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        made.append(None)
+        if len(made) - 1 == dies_at:
+            raise Killed
+        return {"x": rng.normal(size=(8, 3)).astype(np.float32)}
+
+    def loss(model, frozen, batch, key):
+        target = batch["x"].sum(axis=1, keepdims=True) + 0.1 * jax.random.normal(key, (len(batch["x"]), 1))
+        return jnp.mean((model(batch["x"]) - target) ** 2), {}
+
+    return Stage(
+        "line",
+        Recipe(12, 8, 0.05, warmup=2, average=0.9),
+        lambda seed: nnx.Linear(3, 1, rngs=nnx.Rngs(seed)),
+        loss,
+        batch,
+    )
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
+    run = Run(tmp_path / "whole", seed=3, progress=False)
+    whole = train(line_stage(), run)
+    killed = Run(tmp_path / "killed", seed=3, save_minutes=0.0, progress=False)
+    with pytest.raises(Killed):
+        train(line_stage(dies_at=5), killed)
+    assert Checkpoints(killed.folder / "line").newest().name == "step_5"
+    resumed = train(line_stage(), killed)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    logs = [(folder / "line" / "log.jsonl").read_text() for folder in (run.folder, killed.folder)]
+    assert logs[0] == logs[1]
+
+
+def test_training_improves_and_a_time_limit_only_pauses(tmp_path):
+    run = Run(tmp_path, minutes=0.0, progress=False)
+    assert int(train(line_stage(), run).step) == 0
+    state = train(line_stage(), Run(tmp_path, progress=False))
+    before = initial_state(line_stage(), 0).params
+    truth = np.ones((3, 1))
+    assert np.abs(state.params.kernel[...] - truth).sum() < np.abs(before.kernel[...] - truth).sum()
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    states = [train(line_stage(), Run(tmp_path / str(seed), seed=seed, progress=False)) for seed in (0, 1)]
+    assert not np.array_equal(*(state.params.kernel[...] for state in states))
+
+
+def test_pool_agrees_with_scenes_and_is_kept(tmp_path):
+    pool = load_pool(tmp_path, 7, seed=5, size=16)
+    assert pool.pictures.shape == (7, 16, 16, 3)
+    assert (pool.named.max(axis=0) < [len(values) for values in ATTRIBUTES.values()]).all()
+    before = (tmp_path / "pictures.npy").stat().st_mtime_ns
+    again = load_pool(tmp_path, 7, seed=5, size=16)
+    assert (tmp_path / "pictures.npy").stat().st_mtime_ns == before
+    np.testing.assert_array_equal(pool.t5_ids, again.t5_ids)
+    assert np.abs(pool.unnamed).max() <= 1
+
+
+@pytest.mark.parametrize("folder, start, end, pad", [("tokenizer", True, None, None), ("tokenizer_2", False, 1, 0)])
+def test_tokenizers_say_every_caption(tmp_path, folder, start, end, pad):
+    save_tokenizers(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / folder)
+    rng = np.random.default_rng(0)
+    captions = [sample_scene(rng).caption(rng) for _ in range(200)]
+    ids = np.asarray(tokenizer(captions, padding="max_length", truncation=True)["input_ids"])
+    assert ids.shape == (200, TEXT_TOKENS)
+    assert tokenizer.model_max_length == TEXT_TOKENS
+    assert tokenizer.unk_token_id not in ids
+    assert (ids == tokenizer.eos_token_id).any(axis=1).all()
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).split() == words(captions[0])
+    if end is not None:
+        assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (end, pad)
+    else:
+        # CLIP's end must not be the legacy number, which would change where the model looks.
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id == Plan.embedded().clip.text.end_of_text != 2
+
+
+def test_sigmas_are_logit_normal():
+    sigmas = np.concatenate([np.asarray(sample_sigmas(jax.random.key(i), 64)) for i in range(40)])
+    logits = np.log(sigmas / (1 - sigmas))
+    assert abs(logits.mean() - SIGMA_MEAN) < 0.02
+    assert abs(logits.std() - SIGMA_SPREAD) < 0.03
+
+
+def test_noising_ends_at_picture_and_noise():
+    picture, noise = jnp.ones((2, 3, 5)), jnp.full((2, 3, 5), 7.0)
+    made = noised(picture, jnp.array([0.0, 1.0]), noise)
+    np.testing.assert_array_equal(made, np.stack([picture[0], noise[0]]))
+
+
+def test_an_untrained_transformer_predicts_zero():
+    config = Plan.tiny().flux
+    model = initial_flux(config, 0)
+    ones = jnp.ones((2,))
+    made = model(
+        jnp.ones((2, 4, config.in_channels)),
+        jnp.ones((2, 3, config.text_width)),
+        jnp.ones((2, config.pooled_width)),
+        timestep=ones,
+        guidance=ones,
+        image_ids=jnp.zeros((4, 3)),
+    )
+    np.testing.assert_array_equal(made, 0)
+
+
+def pictures(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+
+
+def spread(network: nnx.Module) -> nnx.Module:
+    """The network with noise on every parameter, so that none can hide as zero or one."""
+    rng = np.random.default_rng(9)
+
+    def moved(x: jax.Array) -> jax.Array:
+        # Through half precision, in which the folder stores it.
+        return jnp.asarray((np.asarray(x) + 0.1 * rng.normal(size=x.shape)).astype(np.float16), jnp.float32)
+
+    return jax.tree.map(moved, network)
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("registers", [0, 3])
+def test_exported_dinov2_agrees_with_transformers(tmp_path, swiglu, registers):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    config = Dinov2Config(
+        width=24, heads=2, layers=2, picture_size=16, patch_size=4, swiglu=swiglu, registers=registers
+    )
+    network = spread(Dinov2(config, rngs=nnx.Rngs(0)))
+    written = dinov2_config(config)
+    if registers:
+        written |= {"num_register_tokens": registers, "model_type": "dinov2_with_registers"}
+    write_network(tmp_path / "model.safetensors", network, vision.dinov2_table(config), written)
+    assert Dinov2Config.from_hf(json.loads((tmp_path / "config.json").read_text())) == config
+    kind = transformers.Dinov2WithRegistersModel if registers else transformers.Dinov2Model
+    theirs = kind.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for size in ((16, 16), (20, 28)):  # the second resizes the position embedding
+        with torch.no_grad():
+            expected = theirs(torch.tensor(pictures(*size)).permute(0, 3, 1, 2)).last_hidden_state.numpy()
+        np.testing.assert_allclose(network(jnp.asarray(pictures(*size))), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_exported_clip_agrees_with_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    plan = Plan.tiny()
+    network = spread(Clip(plan.clip, rngs=nnx.Rngs(0)))
+    write_network(tmp_path / "model.safetensors", network, vision.clip_table(plan.clip), clip_config(plan.clip))
+    assert ClipConfig.from_hf(json.loads((tmp_path / "config.json").read_text())) == plan.clip
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    end = plan.clip.text.end_of_text
+    ids = np.array([[end - 1, 4, 11, end, end], [end - 1, 7, end, end, end]])
+    images = pictures(16, 16)
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(ids), pixel_values=torch.tensor(images).permute(0, 3, 1, 2))
+    texts, seen = network.text_features(jnp.asarray(ids)), network.picture_features(jnp.asarray(images))
+    np.testing.assert_allclose(texts, expected.text_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(seen, expected.image_embeds.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "network, table, config",
+    [
+        (Dinov2, vision.dinov2_table, Dinov2Config.giant()),
+        (Dinov2, vision.dinov2_table, Dinov2Config(registers=4)),
+        (Clip, vision.clip_table, ClipConfig.large()),
+    ],
+)
+def test_published_sizes_fit_the_tables(network, table, config):
+    abstract = nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0)))
+    shapes = {path: leaf.shape for path, leaf in parameters(abstract).items()}
+    reads = engine.plan(table(config), shapes)
+    engine.check(reads, engine.source_shapes(reads), shapes)
+
+
+def test_muon_turns_block_kernels_and_leaves_the_rest():
+    params = {"flux": initial_flux(Plan.tiny().flux, 0)}
+    chosen = {name for name, axes in matrices(named_leaves(params)).items() if axes is not None}
+    assert chosen and all("blocks" in name and name.endswith("kernel.value") for name in chosen)
+    assert not any("modulation" in name for name in chosen)
+    kernels = {"blocks": {"mlp_in": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16)))}}}
+    rule = update_rule(lambda step: 1.0, weight_decay=0.0, clip=1.0, orthogonal=True)
+    updates, _ = jax.jit(rule.update)(kernels, rule.init(kernels), kernels)
+    before, after = (
+        np.linalg.svd(np.asarray(tree["blocks"]["mlp_in"]["kernel"][0]), compute_uv=False)
+        for tree in (kernels, updates)
+    )
+    assert after.max() / after.min() < 2 < before.max() / before.min()
+
+
+def test_the_shipped_folder_is_small_and_in_half_precision():
+    files = [path for path in ASSETS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 32 * 2**20
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert {path.parent.name for path in weights} == {
+        "transformer", "vae", "text_encoder", "text_encoder_2", "clip", "dinov2", "reader",
+    }  # fmt: skip
+    for path in weights:
+        assert {tensor.dtype for tensor in load_file(path).values()} == {np.dtype(np.float16)}, path
+
+
+def test_the_shipped_configs_are_the_plan():
+    plan, read = Plan.embedded(), lambda name: json.loads((ASSETS / name / "config.json").read_text())
+    assert FluxConfig.from_hf(read("transformer")) == plan.flux
+    assert T5Config.from_hf(read("text_encoder_2")) == plan.t5
+    assert ClipConfig.from_hf(read("clip")) == plan.clip
+    assert Dinov2Config.from_hf(read("dinov2")) == plan.dino
+    shipped = AutoencoderConfig.from_hf(read("vae"))
+    assert dataclasses.replace(plan.vae, scaling_factor=1.0, shift_factor=0.0) == dataclasses.replace(
+        shipped, scaling_factor=1.0, shift_factor=0.0
+    )
