@@ -60,9 +60,9 @@ class ClipTextConfig:
 
 
 class ClipBlock(nnx.Module):
-    """Pre-norm transformer block with causal attention."""
+    """Pre-norm transformer block of either half of CLIP: causal for text, every token seeing all for pictures."""
 
-    def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, *, causal: bool, rngs: nnx.Rngs):
         heads = (config.heads, config.width // config.heads)
         self.attention_norm = LayerNorm(config.width, config.epsilon)
         self.qkv = nnx.LinearGeneral(config.width, (3, *heads), rngs=rngs)
@@ -70,11 +70,11 @@ class ClipBlock(nnx.Module):
         self.mlp_norm = LayerNorm(config.width, config.epsilon)
         self.mlp_in = nnx.Linear(config.width, config.mlp_width, rngs=rngs)
         self.mlp_out = nnx.Linear(config.mlp_width, config.width, rngs=rngs)
-        self.activation = config.activation
+        self.activation, self.causal = config.activation, causal
 
     def __call__(self, x: Float[Array, "b w d"]) -> Float[Array, "b w d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
-        x = x + self.out(jax.nn.dot_product_attention(query, key, value, is_causal=True))
+        x = x + self.out(jax.nn.dot_product_attention(query, key, value, is_causal=self.causal))
         return x + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
 
 
@@ -85,7 +85,7 @@ class ClipText(nnx.Module):
         self.config = config
         self.token_embedding = nnx.Embed(config.vocabulary, config.width, rngs=rngs)
         self.position_embedding = nnx.Embed(config.positions, config.width, rngs=rngs)
-        self.blocks = stacked(config.layers, lambda r: ClipBlock(config, rngs=r), rngs)
+        self.blocks = stacked(config.layers, lambda r: ClipBlock(config, causal=True, rngs=r), rngs)
         self.final_norm = LayerNorm(config.width, config.epsilon)
 
     def __call__(self, token_ids: Int[Array, "b w"]) -> tuple[Float[Array, "b w d"], Float[Array, "b d"]]:

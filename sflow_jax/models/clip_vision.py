@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sflow_jax.models.clip import ACTIVATIONS, ClipText, ClipTextConfig
+from sflow_jax.models.clip import ACTIVATIONS, ClipBlock, ClipText, ClipTextConfig
 from sflow_jax.models.layers import LayerNorm, parameter_dtype, stacked
 
 # The published models start training at this inverse temperature.
@@ -93,25 +93,6 @@ class ClipConfig:
         )
 
 
-class ClipVisionBlock(nnx.Module):
-    """Pre-norm transformer block, every token seeing every other."""
-
-    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
-        heads = (config.heads, config.width // config.heads)
-        self.attention_norm = LayerNorm(config.width, config.epsilon)
-        self.qkv = nnx.LinearGeneral(config.width, (3, *heads), rngs=rngs)
-        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), rngs=rngs)
-        self.mlp_norm = LayerNorm(config.width, config.epsilon)
-        self.mlp_in = nnx.Linear(config.width, config.mlp_width, rngs=rngs)
-        self.mlp_out = nnx.Linear(config.mlp_width, config.width, rngs=rngs)
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
-        x = x + self.out(jax.nn.dot_product_attention(query, key, value))
-        return x + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
-
-
 class ClipVision(nnx.Module):
     """CLIP's picture encoder, blocks stacked and scanned."""
 
@@ -125,7 +106,7 @@ class ClipVision(nnx.Module):
         self.class_embedding = nnx.Param(scale * jax.random.normal(rngs.params(), (config.width,)))
         self.position_embedding = nnx.Embed(config.patches + 1, config.width, rngs=rngs)
         self.norm_in = LayerNorm(config.width, config.epsilon)
-        self.blocks = stacked(config.layers, lambda r: ClipVisionBlock(config, rngs=r), rngs)
+        self.blocks = stacked(config.layers, lambda r: ClipBlock(config, causal=False, rngs=r), rngs)
         self.norm_out = LayerNorm(config.width, config.epsilon)
 
     def __call__(self, pictures: Float[Array, "b y x c"]) -> Float[Array, "b d"]:

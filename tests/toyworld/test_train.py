@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from flax import nnx
 from safetensors.numpy import load_file
 from sflow_convert import engine, vision
@@ -162,9 +164,6 @@ def spread(network: nnx.Module) -> nnx.Module:
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("registers", [0, 3])
 def test_exported_dinov2_agrees_with_transformers(tmp_path, swiglu, registers):
-    torch = pytest.importorskip("torch")
-    import transformers
-
     config = Dinov2Config(
         width=24, heads=2, layers=2, picture_size=16, patch_size=4, swiglu=swiglu, registers=registers
     )
@@ -183,9 +182,6 @@ def test_exported_dinov2_agrees_with_transformers(tmp_path, swiglu, registers):
 
 
 def test_exported_clip_agrees_with_transformers(tmp_path):
-    torch = pytest.importorskip("torch")
-    import transformers
-
     plan = Plan.tiny()
     network = spread(Clip(plan.clip, rngs=nnx.Rngs(0)))
     write_network(tmp_path / "model.safetensors", network, vision.clip_table(plan.clip), clip_config(plan.clip))
