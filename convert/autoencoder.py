@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from sflow_convert.engine import CONVOLUTION, DENSE, POINTWISE, VECTOR, Piece, Shape, Table, Transform
+from sflow_convert.engine import CONVOLUTION, DENSE, POINTWISE, Shape, Table, Transform
+from sflow_convert.rows import Rows, layer, norm
 
 from sflow_jax.models.autoencoder import AutoencoderConfig
-
-Rows = dict[str, tuple[Piece, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +54,12 @@ SINGLE_FILE = Names(
 )
 
 
-def _norm(target: str, source: str) -> Rows:
-    return {
-        f"{target}.scale": (Piece(f"{source}.weight", VECTOR),),
-        f"{target}.bias": (Piece(f"{source}.bias", VECTOR),),
-    }
-
-
-def _layer(target: str, source: str, transform: Transform = CONVOLUTION) -> Rows:
-    return {
-        f"{target}.kernel": (Piece(f"{source}.weight", transform),),
-        f"{target}.bias": (Piece(f"{source}.bias", VECTOR),),
-    }
-
-
 def _residual(target: str, source: str, shortcut: str | None) -> Rows:
     rows = {}
     for i in (1, 2):
-        rows |= _norm(f"{target}.norm_{i}", f"{source}.norm{i}")
-        rows |= _layer(f"{target}.conv_{i}", f"{source}.conv{i}")
-    return rows | (_layer(f"{target}.shortcut", f"{source}.{shortcut}") if shortcut else {})
+        rows |= norm(f"{target}.norm_{i}", f"{source}.norm{i}")
+        rows |= layer(f"{target}.conv_{i}", f"{source}.conv{i}", CONVOLUTION)
+    return rows | (layer(f"{target}.shortcut", f"{source}.{shortcut}", CONVOLUTION) if shortcut else {})
 
 
 def _side(names: Names, side: str, widths: tuple[int, ...], blocks: int) -> Rows:
@@ -90,16 +75,17 @@ def _side(names: Names, side: str, widths: tuple[int, ...], blocks: int) -> Rows
             source = block_name.format(level=number, block=block)
             rows |= _residual(f"{side}.levels.{level}.blocks.{block}", source, shortcut)
         if level + 1 < len(widths):
-            rows |= _layer(f"{side}.levels.{level}.resample", step_name.format(level=number))
+            rows |= layer(f"{side}.levels.{level}.resample", step_name.format(level=number), CONVOLUTION)
     for i, source in enumerate(names.middle_blocks, 1):
         rows |= _residual(f"{side}.middle.block_{i}", f"{side}.{source}", None)
     attention, source = f"{side}.middle.attention", f"{side}.{names.attention}"
-    norm, *linears = names.attention_parts
-    rows |= _norm(f"{attention}.norm", f"{source}.{norm}")
+    attention_norm, *linears = names.attention_parts
+    rows |= norm(f"{attention}.norm", f"{source}.{attention_norm}")
     for target, name in zip(("query", "key", "value", "out"), linears):
-        rows |= _layer(f"{attention}.{target}", f"{source}.{name}", names.attention_linear)
-    rows |= _layer(f"{side}.conv_in", f"{side}.conv_in") | _layer(f"{side}.conv_out", f"{side}.conv_out")
-    return rows | _norm(f"{side}.norm_out", f"{side}.{names.norm_out}")
+        rows |= layer(f"{attention}.{target}", f"{source}.{name}", names.attention_linear)
+    for name in ("conv_in", "conv_out"):
+        rows |= layer(f"{side}.{name}", f"{side}.{name}", CONVOLUTION)
+    return rows | norm(f"{side}.norm_out", f"{side}.{names.norm_out}")
 
 
 def _table(config: AutoencoderConfig, names: Names) -> Table:

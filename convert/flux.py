@@ -13,16 +13,9 @@ from sflow_convert.engine import (
     Table,
     Transform,
 )
+from sflow_convert.rows import layer
 
 from sflow_jax.models.flux import FluxConfig
-
-
-def linear(target: str, source: str) -> dict[str, tuple[Piece, ...]]:
-    """Rows of a linear layer with bias whose source is one layer too."""
-    return {
-        f"{target}.kernel": (Piece(f"{source}.weight", DENSE),),
-        f"{target}.bias": (Piece(f"{source}.bias", VECTOR),),
-    }
 
 
 def projection(target: str, sources: Iterable[tuple[str, slice | None]]) -> dict[str, tuple[Piece, ...]]:
@@ -35,14 +28,6 @@ def projection(target: str, sources: Iterable[tuple[str, slice | None]]) -> dict
         kernel.append(Piece(f"{source}.weight", ROTARY_DENSE if rotary else DENSE, part, (slice(None), number)))
         bias.append(Piece(f"{source}.bias", ROTARY_VECTOR if rotary else VECTOR, part and part[:1], (number,)))
     return {f"{target}.kernel": tuple(kernel), f"{target}.bias": tuple(bias)}
-
-
-def attention_out(target: str, source: str) -> dict[str, tuple[Piece, ...]]:
-    """Rows of the layer that takes heads back to the hidden size."""
-    return {
-        f"{target}.kernel": (Piece(f"{source}.weight", DENSE_FROM_HEADS),),
-        f"{target}.bias": (Piece(f"{source}.bias", VECTOR),),
-    }
 
 
 def head_norms(target: str, query: str, key: str) -> dict[str, tuple[Piece, ...]]:
@@ -70,8 +55,8 @@ def embedders(config: FluxConfig, names: dict[str, str], layers: tuple[str, str]
     rows = {}
     for target, source in names.items():
         if target != "guidance_in" or config.guidance:
-            rows |= linear(f"{target}.in_layer", f"{source}.{layers[0]}")
-            rows |= linear(f"{target}.out_layer", f"{source}.{layers[1]}")
+            rows |= layer(f"{target}.in_layer", f"{source}.{layers[0]}")
+            rows |= layer(f"{target}.out_layer", f"{source}.{layers[1]}")
     return rows
 
 
@@ -87,7 +72,7 @@ def diffusers_table(config: FluxConfig) -> Table:
         },
         ("linear_1", "linear_2"),
     )
-    rows |= linear("image_in", "x_embedder") | linear("text_in", "context_embedder")
+    rows |= layer("image_in", "x_embedder") | layer("text_in", "context_embedder")
     for stream, suffix, qkv, norms, out in (
         ("image", "", ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"), "to_out.0"),
         (
@@ -99,16 +84,16 @@ def diffusers_table(config: FluxConfig) -> Table:
         ),
     ):
         target = f"double_blocks.{stream}"
-        rows |= linear(f"{target}.modulation", f"{double}.norm1{suffix}.linear")
+        rows |= layer(f"{target}.modulation", f"{double}.norm1{suffix}.linear")
         rows |= projection(f"{target}.attention.qkv", [(f"{double}.attn.{name}", None) for name in qkv])
         rows |= head_norms(f"{target}.attention", *(f"{double}.attn.{name}.weight" for name in norms))
-        rows |= attention_out(f"{target}.attention.out", f"{double}.attn.{out}")
-        rows |= linear(f"{target}.mlp_in", f"{double}.ff{suffix}.net.0.proj")
-        rows |= linear(f"{target}.mlp_out", f"{double}.ff{suffix}.net.2")
-    rows |= linear("single_blocks.modulation", f"{single}.norm.linear")
+        rows |= layer(f"{target}.attention.out", f"{double}.attn.{out}", DENSE_FROM_HEADS)
+        rows |= layer(f"{target}.mlp_in", f"{double}.ff{suffix}.net.0.proj")
+        rows |= layer(f"{target}.mlp_out", f"{double}.ff{suffix}.net.2")
+    rows |= layer("single_blocks.modulation", f"{single}.norm.linear")
     rows |= projection("single_blocks.attention.qkv", [(f"{single}.attn.to_{x}", None) for x in "qkv"])
     rows |= head_norms("single_blocks.attention", *(f"{single}.attn.norm_{x}.weight" for x in "qk"))
-    rows |= linear("single_blocks.mlp_in", f"{single}.proj_mlp")
+    rows |= layer("single_blocks.mlp_in", f"{single}.proj_mlp")
     rows |= joined_out(config, f"{single}.proj_out")
     # diffusers keeps (scale, shift) in the last modulation, everything else (shift, scale).
     halves = (slice(0, config.width), slice(config.width, 2 * config.width))
@@ -124,7 +109,7 @@ def diffusers_table(config: FluxConfig) -> Table:
         "modulation_out.kernel": swapped("weight", DENSE, 2),
         "modulation_out.bias": swapped("bias", VECTOR, 1),
     }
-    return rows | linear("image_out", "proj_out")
+    return rows | layer("image_out", "proj_out")
 
 
 def single_file_table(config: FluxConfig) -> Table:
@@ -137,17 +122,17 @@ def single_file_table(config: FluxConfig) -> Table:
         {"timestep_in": "time_in", "guidance_in": "guidance_in", "pooled_in": "vector_in"},
         ("in_layer", "out_layer"),
     )
-    rows |= linear("image_in", "img_in") | linear("text_in", "txt_in")
+    rows |= layer("image_in", "img_in") | layer("text_in", "txt_in")
     for stream, short in (("image", "img"), ("text", "txt")):
         target = f"double_blocks.{stream}"
         norm = f"{double}.{short}_attn.norm"
-        rows |= linear(f"{target}.modulation", f"{double}.{short}_mod.lin")
+        rows |= layer(f"{target}.modulation", f"{double}.{short}_mod.lin")
         rows |= projection(f"{target}.attention.qkv", [(f"{double}.{short}_attn.qkv", rows_) for rows_ in thirds])
         rows |= head_norms(f"{target}.attention", f"{norm}.query_norm.scale", f"{norm}.key_norm.scale")
-        rows |= attention_out(f"{target}.attention.out", f"{double}.{short}_attn.proj")
-        rows |= linear(f"{target}.mlp_in", f"{double}.{short}_mlp.0")
-        rows |= linear(f"{target}.mlp_out", f"{double}.{short}_mlp.2")
-    rows |= linear("single_blocks.modulation", f"{single}.modulation.lin")
+        rows |= layer(f"{target}.attention.out", f"{double}.{short}_attn.proj", DENSE_FROM_HEADS)
+        rows |= layer(f"{target}.mlp_in", f"{double}.{short}_mlp.0")
+        rows |= layer(f"{target}.mlp_out", f"{double}.{short}_mlp.2")
+    rows |= layer("single_blocks.modulation", f"{single}.modulation.lin")
     rows |= projection("single_blocks.attention.qkv", [(f"{single}.linear1", rows_) for rows_ in thirds])
     rows |= head_norms(
         "single_blocks.attention", f"{single}.norm.query_norm.scale", f"{single}.norm.key_norm.scale"
@@ -158,8 +143,8 @@ def single_file_table(config: FluxConfig) -> Table:
         "single_blocks.mlp_in.bias": (Piece(f"{single}.linear1.bias", VECTOR, (hidden,)),),
     }
     rows |= joined_out(config, f"{single}.linear2")
-    rows |= linear("modulation_out", "final_layer.adaLN_modulation.1")
-    return rows | linear("image_out", "final_layer.linear")
+    rows |= layer("modulation_out", "final_layer.adaLN_modulation.1")
+    return rows | layer("image_out", "final_layer.linear")
 
 
 def config_from_single_file(shapes: dict[str, Shape]) -> FluxConfig:

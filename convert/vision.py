@@ -1,12 +1,11 @@
 """Tables of CLIP (both towers) and DINOv2, names of transformers' folders."""
 
 from sflow_convert.engine import CONVOLUTION, DENSE, DENSE_FROM_HEADS, SAME, VECTOR, Piece, Table, Transform
+from sflow_convert.rows import Rows, layer, norm
 from sflow_convert.text_encoders import clip_block_rows, clip_text_table
 
 from sflow_jax.models.clip_vision import ClipConfig, ClipVisionConfig
 from sflow_jax.models.dinov2 import Dinov2Config
-
-Rows = dict[str, tuple[Piece, ...]]
 
 
 def _leading(count: int) -> Transform:
@@ -21,20 +20,6 @@ def _leading(count: int) -> Transform:
 BATCHED = _leading(1)
 
 
-def _norm(target: str, source: str) -> Rows:
-    return {
-        f"{target}.scale": (Piece(f"{source}.weight", VECTOR),),
-        f"{target}.bias": (Piece(f"{source}.bias", VECTOR),),
-    }
-
-
-def _dense(target: str, source: str, transform: Transform = DENSE) -> Rows:
-    return {
-        f"{target}.kernel": (Piece(f"{source}.weight", transform),),
-        f"{target}.bias": (Piece(f"{source}.bias", VECTOR),),
-    }
-
-
 def clip_vision_table(config: ClipVisionConfig) -> Table:
     """Names of the picture half of a CLIP folder."""
     embeddings = "vision_model.embeddings"
@@ -44,7 +29,7 @@ def clip_vision_table(config: ClipVisionConfig) -> Table:
         "position_embedding.embedding": (Piece(f"{embeddings}.position_embedding.weight", SAME),),
     }
     # The published name is misspelt.
-    return rows | _norm("norm_in", "vision_model.pre_layrnorm") | _norm("norm_out", "vision_model.post_layernorm")
+    return rows | norm("norm_in", "vision_model.pre_layrnorm") | norm("norm_out", "vision_model.post_layernorm")
 
 
 def clip_table(config: ClipConfig) -> Table:
@@ -70,14 +55,14 @@ def dinov2_table(config: Dinov2Config) -> Table:
     }
     if config.registers:
         rows["registers"] = (Piece("embeddings.register_tokens", BATCHED),)
-    rows |= _dense("patch_embedding", "embeddings.patch_embeddings.projection", CONVOLUTION)
-    rows |= _norm("blocks.attention_norm", f"{block}.norm1") | _norm("blocks.mlp_norm", f"{block}.norm2")
+    rows |= layer("patch_embedding", "embeddings.patch_embeddings.projection", CONVOLUTION)
+    rows |= norm("blocks.attention_norm", f"{block}.norm1") | norm("blocks.mlp_norm", f"{block}.norm2")
     names = [f"{block}.attention.attention.{name}" for name in ("query", "key", "value")]
     rows["blocks.qkv.kernel"] = tuple(
         Piece(f"{name}.weight", DENSE, index=(slice(None), i)) for i, name in enumerate(names)
     )
     rows["blocks.qkv.bias"] = tuple(Piece(f"{name}.bias", VECTOR, index=(i,)) for i, name in enumerate(names))
-    rows |= _dense("blocks.out", f"{block}.attention.output.dense", DENSE_FROM_HEADS)
+    rows |= layer("blocks.out", f"{block}.attention.output.dense", DENSE_FROM_HEADS)
     first, second = ("weights_in", "weights_out") if config.swiglu else ("fc1", "fc2")
-    rows |= _dense("blocks.mlp_in", f"{block}.mlp.{first}") | _dense("blocks.mlp_out", f"{block}.mlp.{second}")
-    return rows | _norm("final_norm", "layernorm")
+    rows |= layer("blocks.mlp_in", f"{block}.mlp.{first}") | layer("blocks.mlp_out", f"{block}.mlp.{second}")
+    return rows | norm("final_norm", "layernorm")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 
 def stacked(count: int, build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
@@ -84,8 +84,3 @@ def with_parameters(module: nnx.Module, values: Mapping[str, Any]) -> nnx.Module
 def parameter_count(module: nnx.Module) -> int:
     """How many numbers the parameters hold; works on an abstract module too."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(module))
-
-
-def split_heads(x: Shaped[Array, "b l d"], heads: int) -> Shaped[Array, "b l h k"]:
-    """[b, l, h·k] → [b, l, h, k]."""
-    return x.reshape(*x.shape[:-1], heads, -1)
