@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sflow_jax.latents import to_network
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Decoder
 from sflow_jax.toyworld.train.loop import Recipe, Stage
 from sflow_jax.toyworld.train.pictures import save_grid, to_uint8
@@ -15,11 +16,6 @@ from sflow_jax.toyworld.train.pool import Pool, indices
 # Just enough to keep the latents' spread near 1 and their values continuous.
 KL_WEIGHT = 1e-5
 L1_WEIGHT = 0.1
-
-
-def to_model(pictures: np.ndarray) -> np.ndarray:
-    """uint8 → float32 in -1..1."""
-    return np.asarray(pictures, np.float32) / 127.5 - 1
 
 
 def psnr(pictures: np.ndarray, truth: np.ndarray) -> float:
@@ -54,12 +50,12 @@ def vae_stage(config: AutoencoderConfig, recipe: Recipe, pool: Pool, held_out: P
     """Encoder and decoder together, on the pool's pictures."""
 
     def batch(rng: np.random.Generator):
-        pictures = to_model(pool.pictures[indices(pool, recipe.batch, rng)[0]])
+        pictures = to_network(pool.pictures[indices(pool, recipe.batch, rng)[0]])
         return {"pictures": pictures}
 
     def preview(model: Autoencoder, step: int) -> None:
         truth = np.asarray(held_out.pictures[:32])
-        made = to_uint8(reconstruct(model, to_model(truth)))
+        made = to_uint8(reconstruct(model, to_network(truth)))
         save_grid(np.concatenate([truth[:16], made[:16]]), folder / "vae" / f"grid_{step}.png")
         with (folder / "vae" / "psnr.txt").open("a") as file:
             file.write(f"{step} {psnr(made, truth):.2f}\n")
@@ -96,11 +92,11 @@ def decoder_stage(
 
     def batch(rng: np.random.Generator):
         chosen, _ = indices(pool, recipe.batch, rng)
-        return {"pictures": to_model(pool.pictures[chosen]), "latents": latents[chosen].astype(np.float32)}
+        return {"pictures": to_network(pool.pictures[chosen]), "latents": latents[chosen].astype(np.float32)}
 
     def preview(decoder: Decoder, step: int) -> None:
         truth = np.asarray(held_out.pictures[:96])
-        made = to_uint8(reconstruct(with_decoder(model, decoder), to_model(truth)))
+        made = to_uint8(reconstruct(with_decoder(model, decoder), to_network(truth)))
         save_grid(np.concatenate([truth[:16], made[:16]]), folder / "decoder" / f"grid_{step}.png")
         with (folder / "decoder" / "psnr.txt").open("a") as file:
             file.write(f"{step} {psnr(made, truth):.2f}\n")
@@ -122,7 +118,7 @@ def encode_pool(model: Autoencoder, pool: Pool, path: Path, batch: int = 64) -> 
     if not path.exists():
         parts = []
         for start in range(0, len(pool), batch):
-            pictures = to_model(pool.pictures[start : start + batch])
+            pictures = to_network(pool.pictures[start : start + batch])
             padded = np.concatenate([pictures, np.zeros((batch - len(pictures), *pictures.shape[1:]), np.float32)])
             parts.append(np.asarray(encode(model, padded))[: len(pictures)])
         np.save(path, np.concatenate(parts))
