@@ -15,7 +15,7 @@ from sflow_convert import engine, vision
 from transformers import AutoTokenizer
 
 from sflow_jax.embedded import ASSETS
-from sflow_jax.models.autoencoder import AutoencoderConfig
+from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip_vision import Clip, ClipConfig
 from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
 from sflow_jax.models.flux import FluxConfig
@@ -32,6 +32,7 @@ from sflow_jax.toyworld.train.optimizer import matrices, named_leaves, update_ru
 from sflow_jax.toyworld.train.plan import Plan
 from sflow_jax.toyworld.train.pool import load_pool
 from sflow_jax.toyworld.train.tokenizers import TEXT_TOKENS, save_tokenizers
+from sflow_jax.toyworld.train.vae import Whitening
 
 
 class Killed(Exception):
@@ -129,6 +130,23 @@ def test_noising_ends_at_picture_and_noise():
     picture, noise = jnp.ones((2, 3, 5)), jnp.full((2, 3, 5), 7.0)
     made = noised(picture, jnp.array([0.0, 1.0]), noise)
     np.testing.assert_array_equal(made, np.stack([picture[0], noise[0]]))
+
+
+def test_whitening_goes_into_the_autoencoder():
+    plan, rng = Plan.tiny(), np.random.default_rng(0)
+    model = Autoencoder(plan.vae, rngs=nnx.Rngs(0))
+    pictures = rng.uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
+    means, _ = model.encode(pictures)
+    whitening = Whitening.measured(np.asarray(means))
+    latents = whitening(np.asarray(means))
+    assert abs(latents.mean()) < 1e-5 and abs(latents.std() - 1) < 1e-5
+    before, after = (np.linalg.eigvalsh(np.cov(np.asarray(x).reshape(-1, x.shape[-1]).T)) for x in (means, latents))
+    assert after.max() / after.min() < 0.5 * before.max() / before.min()
+    whole = whitening.autoencoder(model)
+    mixed, log_variance = whole.encode(pictures)
+    np.testing.assert_allclose((mixed - whitening.shift) * whitening.scale, latents, atol=1e-4)
+    assert len(np.unique(log_variance)) == 1
+    np.testing.assert_allclose(whole.decode(mixed), model.decode(means), atol=1e-4)
 
 
 def test_an_untrained_transformer_predicts_zero():

@@ -71,20 +71,19 @@ def write_reader(folder: Path, reader: Reader) -> None:
 def export(training: Training, assets: Path, transformer: str = "distill") -> None:
     """Write the folder; `transformer` names the stage that gives it (`flow` before there is a student).
 
-    The stages `clip`, `dino`, `vae` and `flow` (for T5) must have run.
+    All stages before it must have run.
     """
     plan = training.plan
     world = training.world()
-    flow, reader, clip = (training.trained(name) for name in ("flow", "dino", "clip"))
-    model = flow["flux"] if transformer == "flow" else training.trained(transformer)
-    vae = dataclasses.replace(plan.vae, shift_factor=world.shift, scaling_factor=world.scale)
+    model, reader, clip = (training.trained(name) for name in (transformer, "dino", "clip"))
+    vae = dataclasses.replace(plan.vae, shift_factor=world.whitening.shift, scaling_factor=world.whitening.scale)
     write_json(assets / "model_index.json", MODEL_INDEX)
     write_json(assets / "scheduler" / "scheduler_config.json", SCHEDULER)
     save_tokenizers(assets)
     networks = {
         f"transformer/{DIFFUSERS_WEIGHTS}": (model, flux.diffusers_table(plan.flux), flux_config(plan.flux)),
         f"vae/{DIFFUSERS_WEIGHTS}": (
-            world.decoder,
+            world.autoencoder,
             autoencoder.diffusers_table(vae),
             vae_config(vae, plan.size),
         ),
@@ -93,7 +92,7 @@ def export(training: Training, assets: Path, transformer: str = "distill") -> No
             text_encoders.clip_text_table(plan.clip.text),
             clip_text_config(plan.clip),
         ),
-        f"text_encoder_2/{TRANSFORMERS_WEIGHTS}": (flow["t5"], text_encoders.t5_table(plan.t5), t5_config(plan.t5)),
+        f"text_encoder_2/{TRANSFORMERS_WEIGHTS}": (world.t5, text_encoders.t5_table(plan.t5), t5_config(plan.t5)),
         f"clip/{TRANSFORMERS_WEIGHTS}": (clip, vision.clip_table(plan.clip), clip_config(plan.clip)),
         f"dinov2/{TRANSFORMERS_WEIGHTS}": (
             reader.network,

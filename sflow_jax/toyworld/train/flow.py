@@ -1,4 +1,4 @@
-"""Stages `flow` (flow matching, with T5) and `distill` (guidance becomes an input, as in FLUX.1-dev)."""
+"""Stages `flow` (flow matching) and `distill` (guidance becomes an input, as in FLUX.1-dev)."""
 
 import dataclasses
 import functools
@@ -15,17 +15,17 @@ from sflow_jax.latents import pack, position_ids, unpack
 from sflow_jax.models.autoencoder import Autoencoder
 from sflow_jax.models.clip import ClipText
 from sflow_jax.models.flux import Flux, FluxConfig
-from sflow_jax.models.t5 import T5Config, T5Encoder
+from sflow_jax.models.t5 import T5Encoder
 from sflow_jax.toyworld.train.hf import SHIFT
 from sflow_jax.toyworld.train.loop import Recipe, Stage
 from sflow_jax.toyworld.train.pictures import save_grid, to_uint8
 from sflow_jax.toyworld.train.pool import Pool, indices
 from sflow_jax.toyworld.train.tokenizers import clip_tokenizer, t5_tokenizer, token_ids
+from sflow_jax.toyworld.train.vae import Whitening
 
 CAPTION_DROPOUT = 0.1
-# Of sigma's logit. Below FLUX's 0 because most of these latents' variance is the brightness of whole regions:
-# what tells a cat from a dog only shows at low noise.
-SIGMA_MEAN, SIGMA_SPREAD = -0.6, 1.1
+# Of sigma's logit.
+SIGMA_MEAN, SIGMA_SPREAD = 0.2, 1.1
 GUIDANCE_RANGE = (1.0, 6.0)
 # Share of the student's batch at guidance 1, which inverting real pictures uses.
 PLAIN_SHARE = 0.15
@@ -39,20 +39,25 @@ class World:
 
     Attributes:
         pool: captions; its pictures are not looked at.
-        latents: means, float16 [n, yl, xl, c], unscaled.
-        shift, scale: latents are `(mean - shift) * scale` to the transformer.
+        latents: means, float16 [n, yl, xl, c], as encoded.
+        whitening: makes the transformer's latents of them.
         held_out: scenes to preview.
-        decoder: of the previews.
-        clip: frozen text encoder.
+        autoencoder: with the whitening in it, for previews and export.
+        clip, t5: frozen text encoders.
     """
 
     pool: Pool
     latents: np.ndarray
-    shift: float
-    scale: float
+    whitening: Whitening
     held_out: Pool
-    decoder: Autoencoder
+    autoencoder: Autoencoder
     clip: ClipText
+    t5: T5Encoder
+
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """The text encoders by name."""
+        return {"clip": self.clip, "t5": self.t5}
 
     @property
     def ids(self) -> np.ndarray:
@@ -62,13 +67,15 @@ class World:
     def batch(self, size: int, dropout: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Packed latents and caption tokens, some captions empty."""
         chosen, wording = indices(self.pool, size, rng)
-        latents = (self.latents[chosen].astype(np.float32) - self.shift) * self.scale
         empty = rng.random(size)[:, None] < dropout
         tokens = {
             name: np.where(empty, getattr(empty_captions(), name), getattr(self.pool, name)[chosen, wording])
             for name in ("t5_ids", "clip_ids")
         }
-        return {"latents": pack(latents), **{name: ids.astype(np.int32) for name, ids in tokens.items()}}
+        return {
+            "latents": pack(self.whitening(self.latents[chosen])),
+            **{name: ids.astype(np.int32) for name, ids in tokens.items()},
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +120,18 @@ def noised(latents: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
     return (1 - mixing) * latents + mixing * noise
 
 
-def flow_stage(flux: FluxConfig, t5: T5Config, recipe: Recipe, world: World, folder: Path) -> Stage:
-    """Transformer and T5 together; the guidance input stays at 1."""
+def flow_stage(flux: FluxConfig, recipe: Recipe, world: World, folder: Path) -> Stage:
+    """The transformer; its guidance input stays at 1."""
     ids = world.ids
 
-    def loss(params, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(model: Flux, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma_key, noise_key = jax.random.split(key)
         latents = batch["latents"]
         sigma = sample_sigmas(sigma_key, len(latents))
         noise = jax.random.normal(noise_key, latents.shape)
-        velocity = params["flux"](
+        velocity = model(
             noised(latents, sigma, noise),
-            params["t5"](batch["t5_ids"]),
-            frozen["clip"](batch["clip_ids"])[1],
+            *encode(frozen, batch["t5_ids"], batch["clip_ids"]),
             timestep=sigma,
             guidance=jnp.ones_like(sigma),
             image_ids=ids,
@@ -133,27 +139,24 @@ def flow_stage(flux: FluxConfig, t5: T5Config, recipe: Recipe, world: World, fol
         )
         return jnp.mean((velocity - (noise - latents)) ** 2), {}
 
-    def preview(params, step: int) -> None:
+    def preview(model: Flux, step: int) -> None:
         captions, truth = preview_captions(world.held_out)
-        made = sample(params | {"clip": world.clip}, world, captions, PREVIEW_GUIDANCE, distilled=False)
+        made = sample(model, world, captions, PREVIEW_GUIDANCE, distilled=False)
         save_grid(np.concatenate([made, truth]), folder / "flow" / f"grid_{step}.png")
 
     return Stage(
         name="flow",
         recipe=recipe,
-        build=lambda seed: {
-            "flux": initial_flux(flux, seed),
-            "t5": T5Encoder(t5, rngs=nnx.Rngs(seed + 1)),
-        },
+        build=lambda seed: initial_flux(flux, seed),
         loss=loss,
         batch=lambda rng: world.batch(recipe.batch, CAPTION_DROPOUT, rng),
-        frozen={"clip": world.clip},
+        frozen=world.encoders,
         preview=preview,
         preview_every=800,
     )
 
 
-def distill_stage(teacher: dict[str, Any], recipe: Recipe, world: World, folder: Path) -> Stage:
+def distill_stage(teacher: Flux, recipe: Recipe, world: World, folder: Path) -> Stage:
     """The student learns the teacher's guided velocity, the guidance scale being an input."""
     ids, empty = world.ids, empty_captions()
 
@@ -169,23 +172,23 @@ def distill_stage(teacher: dict[str, Any], recipe: Recipe, world: World, folder:
         text, pooled = encode(frozen, batch["t5_ids"], batch["clip_ids"])
         nothing = [jnp.repeat(x, count, axis=0) for x in encode(frozen, empty.t5_ids, empty.clip_ids)]
         ones = jnp.ones_like(sigma)
-        told = frozen["flux"](noisy, text, pooled, guidance=ones, **inputs)
-        untold = frozen["flux"](noisy, *nothing, guidance=ones, **inputs)
+        told = frozen["teacher"](noisy, text, pooled, guidance=ones, **inputs)
+        untold = frozen["teacher"](noisy, *nothing, guidance=ones, **inputs)
         target = untold + guidance[:, None, None] * (told - untold)
         return jnp.mean((student(noisy, text, pooled, guidance=guidance, **inputs) - target) ** 2), {}
 
     def preview(student: Flux, step: int) -> None:
         captions, truth = preview_captions(world.held_out)
-        made = sample(teacher | {"flux": student, "clip": world.clip}, world, captions, PREVIEW_GUIDANCE)
+        made = sample(student, world, captions, PREVIEW_GUIDANCE)
         save_grid(np.concatenate([made, truth]), folder / "distill" / f"grid_{step}.png")
 
     return Stage(
         name="distill",
         recipe=recipe,
-        build=lambda seed: jax.tree.map(jnp.copy, teacher["flux"]),
+        build=lambda seed: jax.tree.map(jnp.copy, teacher),
         loss=loss,
         batch=lambda rng: world.batch(recipe.batch, 0.0, rng),
-        frozen=teacher | {"clip": world.clip},
+        frozen=world.encoders | {"teacher": teacher},
         preview=preview,
     )
 
@@ -216,7 +219,7 @@ def guided_velocity(models, noisy, sigma, guidance: float, conditions, ids, dist
 
 
 def sample(
-    models: dict[str, Any],
+    model: Flux,
     world: World,
     captions: Captions,
     guidance: float,
@@ -241,8 +244,9 @@ def sample(
 
         pairs = jnp.stack([sigmas[:-1], sigmas[1:]], axis=1).astype(jnp.float32)
         packed, _ = jax.lax.scan(step, noise, pairs)
-        return models["decoder"].decode(unpack(packed / world.scale + world.shift, rows, columns))
+        latents = unpack(packed / world.whitening.scale + world.whitening.shift, rows, columns)
+        return models["autoencoder"].decode(latents)
 
     noise = jax.random.normal(jax.random.key(seed), shape)
-    models = {name: models[name] for name in ("flux", "t5", "clip")} | {"decoder": world.decoder}
+    models = world.encoders | {"flux": model, "autoencoder": world.autoencoder}
     return to_uint8(run(models, (captions.t5_ids, captions.clip_ids), noise))

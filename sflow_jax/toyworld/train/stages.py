@@ -13,10 +13,13 @@ from sflow_jax.toyworld.train.flow import World, distill_stage, flow_stage
 from sflow_jax.toyworld.train.loop import Checkpoints, Run, Stage, finished
 from sflow_jax.toyworld.train.plan import Plan
 from sflow_jax.toyworld.train.pool import Pool, load_pool
-from sflow_jax.toyworld.train.vae import decoder_stage, encode_pool, vae_stage, with_decoder
+from sflow_jax.toyworld.train.text import t5_stage
+from sflow_jax.toyworld.train.vae import Whitening, decoder_stage, encode_pool, vae_stage, with_decoder
 from sflow_jax.toyworld.train.vision import clip_stage, dino_stage
 
-STAGES = ("vae", "decoder", "clip", "dino", "flow", "distill")
+STAGES = ("vae", "decoder", "clip", "t5", "dino", "flow", "distill")
+# Enough latents to know their statistics.
+MEASURED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Training:
                 self.trained("vae"), self.latents(), recipe, self.pool(), self.held_out(), self.folder
             ),
             "clip": lambda: clip_stage(self.plan.clip, recipe, self.pool()),
+            "t5": lambda: t5_stage(self.plan.t5, recipe, self.pool()),
             "dino": lambda: dino_stage(self.plan.dino, recipe, self.pool(), self.held_out(), self.folder),
-            "flow": lambda: flow_stage(self.plan.flux, self.plan.t5, recipe, self.world(), self.folder),
+            "flow": lambda: flow_stage(self.plan.flux, recipe, self.world(), self.folder),
             "distill": lambda: distill_stage(self.trained("flow"), recipe, self.world(), self.folder),
         }
         return build[name]()
@@ -61,10 +65,16 @@ class Training:
 
     def world(self) -> World:
         """Latents and frozen networks of the last two stages."""
-        latents = self.latents()
-        shift, scale = self.latent_statistics(latents)
-        decoder, clip = self.autoencoder(), self.trained("clip").text
-        return World(self.pool(), latents, shift, scale, self.held_out(), decoder, clip)
+        whitening = self.whitening()
+        return World(
+            self.pool(),
+            self.latents(),
+            whitening,
+            self.held_out(),
+            autoencoder=whitening.autoencoder(self.autoencoder()),
+            clip=self.trained("clip").text,
+            t5=self.trained("t5").network,
+        )
 
     def autoencoder(self) -> Autoencoder:
         """Of stage `vae`, with the polished decoder as soon as there is one."""
@@ -76,11 +86,11 @@ class Training:
         """Of the training scenes, float16 [n, yl, xl, c], made once."""
         return encode_pool(self.trained("vae"), self.pool(), self.folder / "latents.npy")
 
-    def latent_statistics(self, latents: np.ndarray) -> tuple[float, float]:
-        """Shift and scale that give latents mean 0 and variance 1; kept, so that all stages agree."""
-        path = self.folder / "latents.json"
+    def whitening(self) -> Whitening:
+        """Measured once and kept, so that all stages agree."""
+        path = self.folder / "whitening.json"
         if not path.exists():
-            numbers = np.asarray(latents, np.float32)
-            path.write_text(json.dumps({"shift": float(numbers.mean()), "scale": 1 / float(numbers.std())}))
+            made = Whitening.measured(self.latents()[:MEASURED])
+            path.write_text(json.dumps(dataclasses.asdict(made) | {"mixing": made.mixing.tolist()}))
         kept = json.loads(path.read_text())
-        return kept["shift"], kept["scale"]
+        return Whitening(np.asarray(kept["mixing"], np.float32), kept["shift"], kept["scale"])

@@ -1,5 +1,6 @@
 """Stages `vae` and `decoder`: the autoencoder, the latents of the pool, and a decoder polished on them."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -16,6 +17,10 @@ from sflow_jax.toyworld.train.pool import Pool, indices
 # Just enough to keep the latents' spread near 1 and their values continuous.
 KL_WEIGHT = 1e-5
 L1_WEIGHT = 0.1
+# Added to every variance before it is divided out, in parts of their mean: what says little is not blown up.
+WHITENING_FLOOR = 0.1
+# Of the exported posterior, in the transformer's units.
+POSTERIOR_SPREAD = 0.01
 
 
 def psnr(pictures: np.ndarray, truth: np.ndarray) -> float:
@@ -110,6 +115,51 @@ def decoder_stage(
         preview=preview,
         preview_every=400,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """Latents as the transformer sees them: `(means @ mixing - shift) * scale`.
+
+    An autoencoder this small stays close to its pictures: half of its latents' variance is one mixture of channels,
+    brightness, and what tells a cat from a dog is lost in the first trace of noise. Mixed, the channels are nearly
+    uncorrelated and of equal variance.
+
+    Attributes:
+        mixing: of channels, [c, c].
+        shift, scale: of all channels alike, as the published config has them.
+    """
+
+    mixing: np.ndarray
+    shift: float
+    scale: float
+
+    @classmethod
+    def measured(cls, means: np.ndarray) -> "Whitening":
+        """From latent means [n, yl, xl, c]."""
+        numbers = np.asarray(means, np.float32).reshape(-1, means.shape[-1])
+        variances, directions = np.linalg.eigh(np.cov(numbers.T))
+        floored = variances + WHITENING_FLOOR * variances.mean()
+        mixing = (directions / np.sqrt(floored)) @ directions.T
+        mixed = numbers @ mixing
+        return cls(mixing.astype(np.float32), float(mixed.mean()), 1 / float(mixed.std()))
+
+    def __call__(self, means: np.ndarray) -> np.ndarray:
+        """Latents for the transformer."""
+        return (means.astype(np.float32) @ self.mixing - self.shift) * self.scale
+
+    def autoencoder(self, model: Autoencoder) -> Autoencoder:
+        """The same autoencoder with the mixing in it: two convolutions take it in exactly.
+
+        The posterior, which training does not use, gets one narrow width for all latents.
+        """
+        made, channels = jax.tree.map(lambda leaf: leaf, model), len(self.mixing)
+        out, into = made.encoder.conv_out, made.decoder.conv_in
+        for parameter, log_variance in ((out.kernel, 0.0), (out.bias, 2 * np.log(POSTERIOR_SPREAD / self.scale))):
+            means = parameter[..., :channels] @ self.mixing
+            parameter[...] = jnp.concatenate([means, jnp.full_like(means, log_variance)], axis=-1)
+        into.kernel[...] = jnp.einsum("ci,yxio->yxco", np.linalg.inv(self.mixing), into.kernel[...])
+        return made
 
 
 def encode_pool(model: Autoencoder, pool: Pool, path: Path, batch: int = 64) -> np.ndarray:
