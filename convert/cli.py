@@ -1,8 +1,9 @@
-"""`sflow-convert`: a published FLUX checkpoint → a folder that `sflow` reads."""
+"""`sflow-convert`: a published FLUX checkpoint, DINOv2 or CLIP → a folder that `sflow` reads."""
 
 from pathlib import Path
 
 import click
+from sflow_convert.features import convert_features, is_feature_folder, open_features
 from sflow_convert.job import DTYPES, convert
 from sflow_convert.layouts import open_source
 
@@ -17,12 +18,14 @@ from sflow_jax.console import Command, one_line_errors, parse_layers, plain_usag
     sflow-convert ~/models/flux1-dev.safetensors checkpoints/flux-dev --text-encoders ~/models/FLUX.1-dev
 
     sflow-convert ~/models/FLUX.1-schnell gs://bucket/flux-schnell --dtype bfloat16 --overwrite
+
+    sflow-convert ~/models/dinov2-giant checkpoints/dinov2-giant
     """,
 )
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Dtype to store; by default the source's own.")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint at DESTINATION.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint (or features) at DESTINATION.")
 @click.option(
     "--text-encoders",
     type=click.Path(path_type=Path),
@@ -41,8 +44,15 @@ def command(
     """Convert a FLUX.1 checkpoint (dev, schnell, Krea) from SOURCE to DESTINATION.
 
     SOURCE is a diffusers folder, or Black Forest Labs' flux1-*.safetensors (or its folder) with
-    ae.safetensors beside it. Only safetensors are read. DESTINATION is a new folder, local or gs://.
+    ae.safetensors beside it. Or it is a Hugging Face folder of DINOv2 or CLIP, with which pictures are compared.
+    Only safetensors are read. DESTINATION is a new folder, local or gs://.
     """
+    if is_feature_folder(source):
+        if text_encoders or vital_layers:
+            raise ValueError(f"--text-encoders and --vital-layers are for FLUX checkpoints, and {source} is none")
+        made = convert_features(open_features(source), destination, dtype=dtype, overwrite=overwrite)
+        click.echo(f"{destination}: features of {made.name}, {made.dtype}.")
+        return
     layers = None if vital_layers is None else parse_layers(vital_layers)
     if isinstance(layers, str):
         raise ValueError(f"--vital-layers takes numbers, not {layers!r}")

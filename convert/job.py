@@ -1,10 +1,11 @@
 """The conversion itself: check everything, then write a new checkpoint beside the destination, then rename."""
 
+import contextlib
 import dataclasses
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sflow_convert.layouts import Network, Source
 from sflow_convert.sources import digest, find_files, open_files
 from tqdm.auto import tqdm
 
-from sflow_jax.checkpoint import INFO_FILE, ModelInfo, abstract_network, save_info, save_network
+from sflow_jax.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
 from sflow_jax.control import FLUX_DEV_CODE, check_layers
 from sflow_jax.models.flux import FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
@@ -31,11 +32,11 @@ Plans = dict[str, tuple[list[Read], dict[str, tuple[int, ...]]]]
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def planned(source: Source) -> Plans:
+def planned(networks: Mapping[str, Network]) -> Plans:
     """Reads and parameter shapes of every network; ConversionError lists the faults of all of them."""
     plans, problems = {}, []
-    for name, network in source.networks.items():
-        targets = {p: leaf.shape for p, leaf in parameters(abstract_network(name, network.config)).items()}
+    for name, network in networks.items():
+        targets = {p: leaf.shape for p, leaf in parameters(abstract(network.build, network.config)).items()}
         reads = plan(network.table, targets)
         try:
             check(reads, network.tensors.shapes, targets)
@@ -86,6 +87,38 @@ def write_network(
         save_network(folder, name, dict(assemble(reads, targets, read, DTYPES[dtype], allocate)))
 
 
+def check_free(destination: epath.PathLike, info_file: str, what: str, overwrite: bool) -> None:
+    """ConversionError if something is at `destination`, or, with `overwrite`, something else than `what`.
+
+    info_file: the file by which `what` is recognised.
+    """
+    destination = epath.Path(destination)
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise ConversionError(f"{destination} exists; choose another place or say --overwrite")
+    if not (destination / info_file).exists():
+        raise ConversionError(f"{destination} is not {what}, so --overwrite does not replace it")
+
+
+@contextlib.contextmanager
+def new_folder(destination: epath.PathLike) -> Iterator[epath.Path]:
+    """A folder to fill beside `destination`; takes its place at the end, or vanishes after an error."""
+    destination = epath.Path(destination)
+    partial = destination.with_name(f"{destination.name}.partial")
+    if partial.exists():
+        partial.rmtree()
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if destination.exists():
+            destination.rmtree()
+        partial.rename(destination)
+    except BaseException:
+        partial.rmtree(missing_ok=True)
+        raise
+
+
 def convert(
     source: Source,
     destination: epath.PathLike,
@@ -102,13 +135,9 @@ def convert(
     them; by default what the paper's authors found, for FLUX.1-dev. Raises ConversionError for a source that does
     not fit, and for a destination that exists (unless `overwrite`, and then only a checkpoint is replaced).
     """
-    destination = epath.Path(destination)
-    if destination.exists():
-        if not overwrite:
-            raise ConversionError(f"{destination} exists; choose another place or say --overwrite")
-        if not (destination / INFO_FILE).exists():
-            raise ConversionError(f"{destination} is not a checkpoint, so --overwrite does not replace it")
-    plans = planned(source)
+    # Before the plans, which take a while.
+    check_free(destination, INFO_FILE, "a checkpoint", overwrite)
+    plans = planned(source.networks)
     layers, origin = known_vital_layers(source.networks["transformer"].config, vital_layers, vital_origin)
     info = ModelInfo(
         family=source.family,
@@ -119,38 +148,30 @@ def convert(
         vital_layers=layers,
         vital_layers_origin=origin,
     )
-    partial = destination.with_name(f"{destination.name}.partial")
-    if partial.exists():
-        partial.rmtree()
-    partial.mkdir(parents=True)
-    try:
-        info = dataclasses.replace(info, source_digests=source_digests(source, progress))
-        write_networks(partial, source, plans, info.dtype, progress)
-        for name, folder in source.tokenizers.items():
-            copy_files(folder, partial / name)
-        save_info(partial, info)
-        if destination.exists():
-            destination.rmtree()
-        partial.rename(destination)
-    except BaseException:
-        partial.rmtree(missing_ok=True)
-        raise
+    with new_folder(destination) as folder:
+        info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))
+        write_networks(folder, source.networks, plans, info.dtype, progress)
+        for name, tokenizer in source.tokenizers.items():
+            copy_files(tokenizer, folder / name)
+        save_info(folder, info)
     return info
 
 
-def source_digests(source: Source, progress: bool) -> dict[str, str]:
+def source_digests(networks: Mapping[str, Network], progress: bool) -> dict[str, str]:
     """sha256 of every weight file, by folder and name."""
-    files = [path for network in source.networks.values() for path in network.tensors.paths]
+    files = [path for network in networks.values() for path in network.tensors.paths]
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
         return {f"{path.parent.name}/{path.name}": digest(path, bar.update) for path in files}
 
 
-def write_networks(folder: epath.Path, source: Source, plans: Plans, dtype: str, progress: bool) -> None:
+def write_networks(
+    folder: epath.Path, networks: Mapping[str, Network], plans: Plans, dtype: str, progress: bool
+) -> None:
     """Convert one network after the other."""
-    shapes = [shape for network in source.networks.values() for shape in network.tensors.shapes.values()]
+    shapes = [shape for network in networks.values() for shape in network.tensors.shapes.values()]
     with tqdm(total=sum(map(math.prod, shapes)), desc="converting", unit_scale=True, disable=not progress) as bar:
-        for name, network in source.networks.items():
+        for name, network in networks.items():
             write_network(folder, name, network, plans[name], dtype, bar)
 
 
@@ -163,10 +184,13 @@ def copy_files(source: Path, destination: epath.Path) -> None:
                 shutil.copyfileobj(reader, writer)
 
 
+def in_memory(network: Network, dtype: str = "float32") -> nnx.Module:
+    """One network straight into memory; ConversionError lists the tensors that do not fit."""
+    reads, targets = planned({"network": network})["network"]
+    arrays = dict(assemble(reads, targets, network.tensors.read, DTYPES[dtype]))
+    return with_parameters(abstract(network.build, network.config), jax.device_put(arrays))
+
+
 def import_network(build: type, config: Any, table: Table, folder: Path, dtype: str = "float32") -> nnx.Module:
-    """One network straight from a published folder into memory, for networks that are not a checkpoint's."""
-    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    targets = {path: leaf.shape for path, leaf in parameters(module).items()}
-    reads, tensors = plan(table, targets), open_files(find_files(folder))
-    check(reads, tensors.shapes, targets)
-    return with_parameters(module, jax.device_put(dict(assemble(reads, targets, tensors.read, DTYPES[dtype]))))
+    """The same of a published folder that a table describes."""
+    return in_memory(Network(build, config, table, open_files(find_files(folder))), dtype)

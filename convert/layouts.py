@@ -15,10 +15,10 @@ from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, Table
 from sflow_convert.sources import Tensors, find_files, open_files, read_json
 
-from sflow_jax.models.autoencoder import AutoencoderConfig
-from sflow_jax.models.clip import ClipTextConfig
-from sflow_jax.models.flux import FluxConfig
-from sflow_jax.models.t5 import T5Config
+from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from sflow_jax.models.clip import ClipText, ClipTextConfig
+from sflow_jax.models.flux import Flux, FluxConfig
+from sflow_jax.models.t5 import T5Config, T5Encoder
 
 TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
 # What diffusers' folders of FLUX.1-dev and FLUX.1-schnell say, for single files, which say nothing.
@@ -37,8 +37,9 @@ T5_TIED = "encoder.embed_tokens.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network of the source: its config in our terms, its table, its tensors."""
+    """One network of the source: what builds it, its config in our terms, its table, its tensors."""
 
+    build: type
     config: Any
     table: Table
     tensors: Tensors
@@ -95,11 +96,12 @@ def open_text_encoders(folder: Path) -> dict[str, Network]:
     check_tied(t5_files)
     return {
         "clip": Network(
+            ClipText,
             clip_config,
             text_encoders.clip_text_table(clip_config),
             open_files(find_files(clip_folder), rename_clip),
         ),
-        "t5": Network(t5_config, text_encoders.t5_table(t5_config), open_files(t5_files, rename_t5)),
+        "t5": Network(T5Encoder, t5_config, text_encoders.t5_table(t5_config), open_files(t5_files, rename_t5)),
     }
 
 
@@ -110,10 +112,10 @@ def open_diffusers(folder: Path, text_encoders_folder: Path) -> Source:
     vae_config = AutoencoderConfig.from_hf(vae_json)
     networks = {
         "transformer": Network(
-            flux_config, flux.diffusers_table(flux_config), open_files(find_files(folder / "transformer"))
+            Flux, flux_config, flux.diffusers_table(flux_config), open_files(find_files(folder / "transformer"))
         ),
         "autoencoder": Network(
-            vae_config, autoencoder.diffusers_table(vae_config), open_files(find_files(folder / "vae"))
+            Autoencoder, vae_config, autoencoder.diffusers_table(vae_config), open_files(find_files(folder / "vae"))
         ),
     }
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -133,8 +135,8 @@ def open_single_files(transformer: Path, text_encoders_folder: Path) -> Source:
     except (KeyError, ValueError) as error:
         raise ConversionError(f"{transformer.parent} does not hold a FLUX.1 model: no tensor {error}") from error
     networks = {
-        "transformer": Network(flux_config, flux.single_file_table(flux_config), transformer_tensors),
-        "autoencoder": Network(vae_config, autoencoder.single_file_table(vae_config), vae_tensors),
+        "transformer": Network(Flux, flux_config, flux.single_file_table(flux_config), transformer_tensors),
+        "autoencoder": Network(Autoencoder, vae_config, autoencoder.single_file_table(vae_config), vae_tensors),
     }
     scheduler = DEV_SCHEDULER if flux_config.guidance else SCHNELL_SCHEDULER
     networks |= open_text_encoders(text_encoders_folder)
@@ -162,6 +164,8 @@ def open_source(source: Path, text_encoders_folder: Path | None = None) -> Sourc
     if len(singles) == 1:
         return open_single_files(singles[0], text_encoders_folder or source)
     found = (
-        f"{len(singles)} flux1-*.safetensors files" if singles else "neither transformer/ nor flux1-*.safetensors"
+        f"{len(singles)} flux1-*.safetensors files"
+        if singles
+        else "neither transformer/ nor flux1-*.safetensors (nor, as DINOv2 and CLIP have it, config.json)"
     )
     raise ConversionError(f"{source} is not a FLUX checkpoint in a known layout: it has {found}")

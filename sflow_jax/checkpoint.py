@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -95,10 +95,14 @@ class ModelInfo:
             raise CheckpointError(f"cannot read {INFO_FILE} ({error!r}); convert the source again") from error
 
 
+def abstract(build: type, config: Any) -> nnx.Module:
+    """A network with shapes instead of arrays; nothing is allocated."""
+    return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+
+
 def abstract_network(name: str, config: Any) -> nnx.Module:
-    """The network with shapes instead of arrays; nothing is allocated."""
-    network, _ = NETWORKS[name]
-    return nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0)))
+    """One of a checkpoint's networks with shapes instead of arrays."""
+    return abstract(NETWORKS[name][0], config)
 
 
 def save_info(folder: epath.PathLike, info: ModelInfo) -> None:
@@ -140,14 +144,24 @@ def load_network(
 
     Raises CheckpointError when the item is missing or does not fit the config.
     """
+    module = abstract_network(name, config)
+    shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
+    return restore_network(folder, name, module, dtype, parameter_shardings(name, shapes, mesh))
+
+
+def restore_network(
+    folder: epath.PathLike, name: str, module: nnx.Module, dtype: DTypeLike, places: Mapping[str, Sharding]
+) -> nnx.Module:
+    """Fill an abstract network from an Orbax item, in `dtype`, every parameter at its place (path → sharding).
+
+    Raises CheckpointError when the item is missing or does not fit the network.
+    """
     item = absolute(folder) / name
     if not item.exists():
         raise CheckpointError(f"{folder} has no {name}; convert the source again")
-    module = abstract_network(name, config)
-    shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
-    places = parameter_shardings(name, shapes, mesh)
     wanted = {
-        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=places[path]) for path, shape in shapes.items()
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=places[path])
+        for path, leaf in parameters(module).items()
     }
     try:
         with ocp.StandardCheckpointer() as checkpointer:

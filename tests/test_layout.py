@@ -12,7 +12,8 @@ ALLOWED = {
     "paths": set(),
     "attention": set(),
     "control": set(),
-    "metrics": set(),
+    "metrics": {"arrays"},
+    "preprocessing": {"arrays"},
     "console": {"paths"},
     "sharding": set(),
     "models": {"models", "attention", "sharding"},
@@ -23,6 +24,7 @@ ALLOWED = {
     "checkpoint": {"models", "paths", "sharding"},
     "programs": {"arrays", "latents", "models", "prompts", "sampling", "sharding"},
     "embedded": {"checkpoint", "paths"},
+    "features": {"arrays", "checkpoint", "embedded", "models", "preprocessing"},
     "output": {"latents", "paths"},
     "pipeline": {
         "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results",

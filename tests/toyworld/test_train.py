@@ -135,7 +135,7 @@ def test_noising_ends_at_picture_and_noise():
 def test_whitening_goes_into_the_autoencoder():
     plan, rng = Plan.tiny(), np.random.default_rng(0)
     model = Autoencoder(plan.vae, rngs=nnx.Rngs(0))
-    pictures = rng.uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
+    pictures = jnp.asarray(rng.uniform(-1, 1, (6, 16, 16, 3)), jnp.float32)
     means, _ = model.encode(pictures)
     whitening = Whitening.measured(np.asarray(means))
     latents = whitening(np.asarray(means))
