@@ -1,13 +1,8 @@
 """`sflow`: generate, edit and invert pictures, and look at checkpoints."""
 
-import importlib.metadata
 import time
-from collections.abc import Callable
-from typing import Any
 
 import click
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sflow_jax.checkpoint import abstract_network, load_info
@@ -23,14 +18,12 @@ from sflow_jax.embedded import resolve
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
 from sflow_jax.models.layers import parameter_count
+from sflow_jax.options import load, model_options, out_option, record, size_options
 from sflow_jax.output import captioned_grid, output_folder
-from sflow_jax.pipeline import EDITS_AT_ONCE, StableFlow
+from sflow_jax.pipeline import EDITS_AT_ONCE
 from sflow_jax.results import Inversion
 from sflow_jax.sampling import REPLAYS
-from sflow_jax.sharding import make_mesh, parse_mesh
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-PACKAGES = ("sflow_jax", "jax", "flax")
+from sflow_jax.vitality.command import vital
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,60 +35,6 @@ def group() -> None:
 
     Then convert a checkpoint in the published layout: sflow-convert SOURCE DEST
     """
-
-
-def options(*decorators: Callable) -> Callable:
-    """Several click options as one decorator, in the order given."""
-
-    def apply(command: Callable) -> Callable:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-model_options = options(
-    click.option(
-        "--model",
-        "-m",
-        required=True,
-        help="Converted checkpoint (a folder, local or gs://), or toyworld, the embedded model.",
-    ),
-    click.option(
-        "--dtype", type=click.Choice(list(DTYPES)), help="Weights and computation [float32 on CPU, else bfloat16]."
-    ),
-    click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
-)
-size_options = options(
-    click.option("--steps", type=int, help="Steps of the solver [the model's default]."),
-    click.option("--height", type=int, help="Height in pixels [the model's default]."),
-    click.option("--width", type=int, help="Width in pixels [the model's default]."),
-)
-out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
-
-
-def load(model: str, dtype: str | None, mesh: str | None) -> tuple[StableFlow, float]:
-    """The model, and the seconds it took to load."""
-    start = time.perf_counter()
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
-    placed = None if mesh is None else make_mesh(parse_mesh(mesh))
-    flow = StableFlow.load(model, mesh=placed, dtype=dtype and DTYPES[dtype])
-    return flow, time.perf_counter() - start
-
-
-def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """What a result's JSON says: settings, versions, device, seconds."""
-    return {
-        "model": model,
-        **settings,
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-    }
 
 
 @group.command(cls=Command, epilog="sflow demo")
@@ -301,6 +240,9 @@ def info(model: str) -> None:
         click.echo("vital layers: not known")
     else:
         click.echo(f"vital layers: {', '.join(map(str, found.vital_layers))} ({found.vital_layers_origin})")
+
+
+group.add_command(vital)
 
 
 def main() -> None:

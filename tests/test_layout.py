@@ -30,6 +30,11 @@ ALLOWED = {
         "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results",
         "sampling",
     },
+    "options": {"pipeline", "sharding"},
+    "vitality": {
+        "arrays", "checkpoint", "console", "control", "embedded", "features", "latents", "metrics", "options",
+        "output", "paths", "pipeline", "prompts", "toyworld", "vitality",
+    },
 }  # fmt: skip
 
 

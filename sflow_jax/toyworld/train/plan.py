@@ -74,7 +74,7 @@ class Plan:
                 "decoder": Recipe(2600, 16, 2e-3, average=0.99),
                 "clip": Recipe(450, 128, 1e-3),
                 "t5": Recipe(800, 128, 2e-3, average=0.99, orthogonal=True),
-                "dino": Recipe(3000, 64, 1e-3, average=0.99, orthogonal=True),
+                "dino": Recipe(4500, 64, 1e-3, average=0.99, orthogonal=True),
                 "flow": Recipe(8000, 32, 2e-3, warmup=300, orthogonal=True),
                 "distill": Recipe(400, 32, 7e-4, warmup=20, average=0.98, orthogonal=True),
             },

@@ -1,0 +1,76 @@
+"""What the commands share: the options for model, size and output, loading, and what a result's JSON says."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+
+from sflow_jax.pipeline import StableFlow
+from sflow_jax.sharding import make_mesh, parse_mesh
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PACKAGES = ("sflow_jax", "jax", "flax")
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click options as one decorator, in the order given."""
+
+    def apply(command: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def _model_options(required: bool) -> Callable:
+    return options(
+        click.option(
+            "--model",
+            "-m",
+            required=required,
+            help="Converted checkpoint (a folder, local or gs://), or toyworld, the embedded model.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(list(DTYPES)),
+            help="Weights and computation [float32 on CPU, else bfloat16].",
+        ),
+        click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
+    )
+
+
+model_options, optional_model_options = _model_options(True), _model_options(False)
+size_options = options(
+    click.option("--steps", type=int, help="Steps of the solver [the model's default]."),
+    click.option("--height", type=int, help="Height in pixels [the model's default]."),
+    click.option("--width", type=int, help="Width in pixels [the model's default]."),
+)
+out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
+
+
+def load(model: str, dtype: str | None, mesh: str | None) -> tuple[StableFlow, float]:
+    """The model, and the seconds it took to load."""
+    start = time.perf_counter()
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
+    placed = None if mesh is None else make_mesh(parse_mesh(mesh))
+    flow = StableFlow.load(model, mesh=placed, dtype=dtype and DTYPES[dtype])
+    return flow, time.perf_counter() - start
+
+
+def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """What a result's JSON says: settings, versions, device, seconds."""
+    return {
+        "model": model,
+        **settings,
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }

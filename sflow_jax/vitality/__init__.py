@@ -1,0 +1,1 @@
+"""Which layers are vital: the sweep, its scores, and the report."""

@@ -1,0 +1,234 @@
+"""Charts of a sweep: vitality of every layer, layers × windows of steps, and two runs side by side.
+
+They are matplotlib figures of their own: no global state, no window, the same bytes every time.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
+
+from sflow_jax.vitality.scores import COVERAGE
+from sflow_jax.vitality.summary import Summary, VariantScore
+
+COLOURS = {
+    "ink": "#22262b",
+    "muted": "#68707a",
+    "grid": "#e3e5e8",
+    "double": "#1f5f99",
+    "double-pale": "#b3cde4",
+    "single": "#b4600a",
+    "single-pale": "#edcda9",
+    "mark": "#efece2",
+    "paper": "#ffffff",
+}
+"""On white. Blue and orange are told apart by every kind of colour vision, vital and pale also in grey print. A
+page may give another value to each as a CSS variable, `--chart-ink` and so on."""
+# Few enough colours that the bar beside the map stays a drawing; the palest is still seen on white.
+COLOUR_MAP = ListedColormap(matplotlib.colormaps["PuBu"](np.linspace(0.06, 1, 32)))
+STYLE = matplotlib.rcParamsDefault | {
+    "font.size": 9,
+    "font.family": ["DejaVu Sans"],
+    "text.color": COLOURS["ink"],
+    "axes.facecolor": "none",
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["grid"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "ytick.labelsize": 8,
+    "svg.fonttype": "none",
+    # Names inside an SVG are hashes; without a salt they would be random.
+    "svg.hashsalt": "sflow_jax",
+}
+STYLE.pop("backend", None)
+# Inches. A layer gets as much as two digits need.
+LAYER_WIDTH, LEAST_WIDTH, MARGINS = 0.16, 5.2, 1.0
+HEIGHT, WINDOW_HEIGHT = 3.0, 0.3
+# From so many layers on, a heat map's cells hold no numbers, and the layers' own are small.
+MANY_CELLS, MANY_LAYERS = 16, 25
+PNG_DPI = 200
+# Characters. Of a path the end says most.
+LONGEST_NAME = 60
+
+
+@matplotlib.rc_context(STYLE)
+def vitality_chart(summary: Summary) -> Figure:
+    """One bar a layer, with its interval; vital layers in full colour, the boundary dashed."""
+    figure, (axes,) = _stacked(1, len(summary.layers))
+    _draw_bars(axes, summary, _numbers(summary))
+    _limit_height([axes], summary.layers)
+    axes.set_xlabel("layer bypassed")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def windows_chart(summary: Summary) -> Figure:
+    """A heat map, layers × windows of steps, of the vitality of layers bypassed in a part of the steps.
+
+    Numbers stand in the cells where layers are few. ValueError if the sweep had no windows.
+    """
+    if not summary.windows:
+        raise ValueError("the sweep has no windows of steps to draw")
+    layers = sorted({score.layers[0] for score in summary.windows})
+    windows = sorted({(score.first, score.last) for score in summary.windows})
+    values = np.full((len(windows), len(layers)), np.nan)
+    for score in summary.windows:
+        values[windows.index((score.first, score.last)), layers.index(score.layers[0])] = score.vitality
+    figure = Figure((_width(len(layers)), MARGINS + WINDOW_HEIGHT * len(windows)), layout="constrained")
+    axes = figure.add_subplot()
+    top = np.nanmax(values, initial=0.0) or 1.0
+    known = np.ma.masked_invalid(values)
+    mesh = axes.pcolormesh(known, cmap=COLOUR_MAP, vmin=0, vmax=top, edgecolors=COLOURS["paper"], linewidth=0.8)
+    axes.set_yticks(np.arange(len(windows)) + 0.5, [_steps(*window) for window in windows])
+    axes.invert_yaxis()
+    _label_layers(axes, layers, summary.choice.layers, shift=0.5)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("layer bypassed")
+    figure.colorbar(mesh, ax=axes, label="vitality", pad=0.02).outline.set_visible(False)
+    if len(layers) < MANY_CELLS:
+        _write_cells(axes, values, top)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def comparison_chart(first: Summary, second: Summary, names: tuple[str, str]) -> Figure:
+    """The vitality charts of two runs one above the other; layers that only one of them chooses are marked."""
+    layers = sorted({*_numbers(first), *_numbers(second)})
+    figure, panels = _stacked(2, len(layers))
+    for axes, summary, name in zip(panels, (first, second), names):
+        _draw_bars(axes, summary, layers)
+        shown = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+        axes.set_title(shown, fontsize=10, fontweight="bold", loc="left", pad=18, parse_math=False)
+        for layer in set(first.choice.layers) ^ set(second.choice.layers):
+            at = layers.index(layer)
+            axes.axvspan(at - 0.5, at + 0.5, color=COLOURS["mark"], zorder=0)
+    _limit_height(panels, [*first.layers, *second.layers])
+    panels[-1].set_xlabel("layer bypassed")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def to_png(figure: Figure) -> bytes:
+    """A PNG file on white, for print."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    return data.getvalue()
+
+
+@matplotlib.rc_context(STYLE)
+def to_svg(figure: Figure) -> str:
+    """An SVG file on white; its text is text."""
+    return _svg(figure, facecolor="white")
+
+
+@matplotlib.rc_context(STYLE)
+def to_inline_svg(figure: Figure) -> str:
+    """An `<svg>` element for an HTML page: no background, and colours that the page may change (see `COLOURS`)."""
+    text = _svg(figure, facecolor="none")
+    text = text[text.index("<svg") :]
+    # Several charts share a page: names that nothing inside refers to would only collide.
+    used = set(re.findall(r"#([\w-]+)", " ".join(re.findall(r'url\(#[^)]*\)|href="#[^"]*"', text))))
+    text = re.sub(r'(<[^<>]*) id="([^"]*)"', lambda found: found[0] if found[2] in used else found[1], text)
+    for name, colour in COLOURS.items():
+        text = re.sub(f"(fill|stroke): {colour}", rf"\1: var(--chart-{name}, {colour})", text)
+    return text
+
+
+def _svg(figure: Figure, facecolor: str) -> str:
+    data = io.StringIO()
+    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(data, format="svg", facecolor=facecolor, metadata=unsaid)
+    return data.getvalue()
+
+
+def _numbers(summary: Summary) -> list[int]:
+    return sorted(score.layers[0] for score in summary.layers)
+
+
+def _width(layers: int) -> float:
+    return max(LEAST_WIDTH, MARGINS + LAYER_WIDTH * layers)
+
+
+def _stacked(panels: int, layers: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure((_width(layers), panels * HEIGHT), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.06)
+    return figure, list(figure.subplots(panels, squeeze=False)[:, 0])
+
+
+def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
+    """Bars of a run's layers, each at its place among `layers`."""
+    vital, doubles = summary.choice.layers, summary.settings["double_blocks"]
+    for score in summary.layers:
+        (number,), at = score.layers, layers.index(score.layers[0])
+        if np.isnan(score.vitality):
+            axes.text(at, 0, "–", ha="center", va="bottom", color=COLOURS["muted"])
+            continue
+        kind = "double" if number < doubles else "single"
+        colour = COLOURS[kind if number in vital else f"{kind}-pale"]
+        axes.bar(at, score.vitality, width=0.8, color=colour)
+        # The line is seen on a dark bar too, by its pale rim.
+        axes.vlines(at, score.low, score.high, color=COLOURS["paper"], linewidth=2.4)
+        axes.vlines(at, score.low, score.high, color=COLOURS["ink"], linewidth=0.9)
+    _label_layers(axes, layers, vital)
+    axes.set_xlim(-0.6, len(layers) - 0.4)
+    axes.set_ylabel(f"vitality, {100 * COVERAGE:g} % interval")
+    axes.grid(axis="y", linewidth=0.6)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    _divide_kinds(axes, sum(layer < doubles for layer in layers), len(layers))
+    if np.isfinite(summary.choice.boundary):
+        axes.axhline(summary.choice.boundary, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
+        beside = blended_transform_factory(axes.transAxes, axes.transData)
+        told = f"boundary\n{summary.choice.boundary:.3g}"
+        axes.text(1.005, summary.choice.boundary, told, transform=beside, va="center", fontsize=8)
+
+
+def _divide_kinds(axes: Axes, doubles: int, layers: int) -> None:
+    """Name the kinds of block above the bars, and part them by a line."""
+    above = axes.get_xaxis_transform()
+    if doubles:
+        axes.text(-0.4, 1.03, "double blocks", transform=above, color=COLOURS["double"])
+    if doubles < layers:
+        axes.text(layers - 0.6, 1.03, "single blocks", transform=above, color=COLOURS["single"], ha="right")
+    if 0 < doubles < layers:
+        axes.axvline(doubles - 0.5, color=COLOURS["muted"], linewidth=0.7)
+
+
+def _label_layers(axes: Axes, layers: Sequence[int], vital: Sequence[int], shift: float = 0.0) -> None:
+    size = 6.5 if len(layers) >= MANY_LAYERS else 9
+    axes.set_xticks(np.arange(len(layers)) + shift, list(map(str, layers)), fontsize=size)
+    for layer, label in zip(layers, axes.get_xticklabels()):
+        if layer in vital:
+            label.set(fontweight="bold", color=COLOURS["ink"])
+
+
+def _limit_height(panels: Sequence[Axes], scores: Sequence[VariantScore]) -> None:
+    """One scale for all panels: from 0 (or below, if an interval goes there) to just above the highest interval."""
+    ends = [end for score in scores for end in (score.low, score.vitality, score.high) if np.isfinite(end)]
+    for axes in panels:
+        axes.set_ylim(min([0.0, *ends]), 1.05 * max([0.0, *ends]) or 1.0)
+
+
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if last == first + 1 else f"steps {first}–{last - 1}"
+
+
+def _write_cells(axes: Axes, values: Float[np.ndarray, "w n"], top: float) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        # Not the theme's colours: a cell keeps its own on a dark page.
+        colour = "#fefefe" if value > 0.55 * top else "#111111"
+        text = "" if np.isnan(value) else f"{value:.2f}".replace("0.", ".", 1)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)

@@ -1,0 +1,120 @@
+"""Two sweeps side by side: how far they agree, and what was done differently."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sflow_jax.output import output_folder
+from sflow_jax.paths import absolute
+from sflow_jax.vitality.charts import comparison_chart, to_png
+from sflow_jax.vitality.pages import inline, layer_list, plain, render
+from sflow_jax.vitality.scores import agreement, rank_correlation
+from sflow_jax.vitality.summary import Summary
+
+UNSAID = "not told"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunComparison:
+    """What two sweeps agree on.
+
+    layers: numbers of those that both measured; all else is about these. rank_correlation: Spearman's, of their
+    vitality. agreement: vital layers of both over those of either (Jaccard). both, only: vital layers in both, and
+    in just the first or the second. settings: those that differ, name → the two values.
+    """
+
+    names: tuple[str, str]
+    runs: tuple[Summary, Summary]
+    layers: tuple[int, ...]
+    rank_correlation: float
+    agreement: float
+    both: tuple[int, ...]
+    only: tuple[tuple[int, ...], tuple[int, ...]]
+    settings: dict[str, tuple[Any, Any]]
+
+    @property
+    def vitality(self) -> dict[int, tuple[float, float]]:
+        """Layer number → its vitality in the two runs."""
+        first, second = map(_vitality, self.runs)
+        return {layer: (first[layer], second[layer]) for layer in self.layers}
+
+    def __str__(self) -> str:
+        """A few lines for the terminal."""
+        lines = [
+            f"{name}: vital layers {layer_list(run.choice.layers)} ({run.choice.rule})"
+            for name, run in zip(self.names, self.runs)
+        ]
+        lines.append(
+            f"Over the {len(self.layers)} layers that both measured, rank correlation {self.rank_correlation:.3f}; "
+            f"vital sets agree {self.agreement:.2f} (layers in both over layers in either)."
+        )
+        for name, layers in zip(self.names, self.only):
+            if layers:
+                lines.append(f"Vital in {name} only: {layer_list(layers)}")
+        if self.settings:
+            lines.append("Settings that differ:")
+        for setting, values in self.settings.items():
+            lines.append(f"  {setting}: {' → '.join(map(_short, values))}")
+        return "\n".join(lines)
+
+
+def compare(first: Summary, second: Summary, names: tuple[str, str] = ("first", "second")) -> RunComparison:
+    """Compare two sweeps on the layers that both measured; ValueError where these are fewer than two."""
+    here, there = _vitality(first), _vitality(second)
+    layers = tuple(sorted(here.keys() & there.keys()))
+    if len(layers) < 2:
+        raise ValueError(f"{names[0]} and {names[1]} share {len(layers)} measured layers; a comparison needs two")
+    vital, other = ({*run.choice.layers} & {*layers} for run in (first, second))
+    return RunComparison(
+        names=names,
+        runs=(first, second),
+        layers=layers,
+        rank_correlation=rank_correlation(
+            np.array([here[layer] for layer in layers]), np.array([there[layer] for layer in layers])
+        ),
+        agreement=agreement(sorted(vital), sorted(other)),
+        both=tuple(sorted(vital & other)),
+        only=(tuple(sorted(vital - other)), tuple(sorted(other - vital))),
+        settings=_differing(first.settings, second.settings),
+    )
+
+
+def write_comparison(destination: epath.PathLike, comparison: RunComparison) -> None:
+    """Write `comparison.html` and `comparison.png` into a folder.
+
+    A destination that ends in .html names the page instead, and the chart lies beside it. ValueError if the folder
+    is a file, OSError if it cannot be written.
+    """
+    chart = comparison_chart(*comparison.runs, comparison.names)
+    described = f"Bar charts of the vitality of every layer in {comparison.names[0]} and {comparison.names[1]}"
+    page = render(
+        "comparison.html.jinja", comparison=comparison, names=comparison.names, chart=inline(chart, described)
+    )
+    place = absolute(destination)
+    folder, stem = (place.parent, place.stem) if place.suffix == ".html" else (place, "comparison")
+    with output_folder(folder) as output:
+        (output.path / f"{stem}.html").write_bytes(page.encode())
+        (output.path / f"{stem}.png").write_bytes(to_png(chart))
+
+
+def _vitality(run: Summary) -> dict[int, float]:
+    """Of the layers whose vitality is known."""
+    return {score.layers[0]: score.vitality for score in run.layers if not np.isnan(score.vitality)}
+
+
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    # Through JSON, so that tuples compare as the lists that they become in a file.
+    one, other = (json.loads(json.dumps(settings)) for settings in (first, second))
+    pairs = {name: (one.get(name, UNSAID), other.get(name, UNSAID)) for name in {**one, **other}}
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 6:
+        return f"{len(value)} entries"
+    text = plain(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

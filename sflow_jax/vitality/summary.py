@@ -1,0 +1,224 @@
+"""What a sweep found, made from its table of similarities: what `scores.json`, `scores.csv` and the report tell.
+
+Axes: p prompts, v variants, n layers.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sflow_jax.vitality.scores import (
+    MEASURES,
+    RESAMPLES,
+    Choice,
+    Rule,
+    Variant,
+    agreement,
+    choose,
+    interval,
+    rank_correlation,
+    resampled_means,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Similarities of bypassed pictures to their references, float64 [p, v] a measure, seeds averaged.
+
+    NaN where an adaptive sweep did not look.
+    """
+
+    variants: tuple[Variant, ...]
+    values: dict[str, Float[np.ndarray, "p v"]]
+
+    def columns(self, chosen: Sequence[int]) -> "Table":
+        """Some of the variants."""
+        return Table(
+            tuple(self.variants[i] for i in chosen), {name: x[:, list(chosen)] for name, x in self.values.items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantScore:
+    """One variant: vitality with its 95 % interval over prompts, and the mean of every other measure."""
+
+    layers: tuple[int, ...]
+    first: int
+    last: int
+    prompts: int
+    vitality: float
+    low: float
+    high: float
+    clip: float
+    psnr: float
+    ssim: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two layers bypassed together. interaction: vitality above the sum of their own (below 0: they overlap)."""
+
+    score: VariantScore
+    interaction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """The sweep cut into two disjoint halves of its prompts: how far they agree (rank correlation, Jaccard)."""
+
+    rank_correlation: float
+    agreement: float
+    layers: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A sweep's findings.
+
+    settings: the manifest's (model, prompts, steps, …; `double_blocks` tells the kinds of layers apart).
+    layers: single layers bypassed at every step, by number. windows: single layers bypassed in a part of the
+    steps. rank_correlations: of the layers' vitality with what the other measures would call it.
+    """
+
+    settings: dict[str, Any]
+    layers: tuple[VariantScore, ...]
+    windows: tuple[VariantScore, ...]
+    pairs: tuple[Pair, ...]
+    choice: Choice
+    rank_correlations: dict[str, float]
+    halves: Halves | None
+
+    @property
+    def vitality(self) -> Float[np.ndarray, " n"]:
+        """Of every layer, in their order."""
+        return np.array([score.vitality for score in self.layers])
+
+    def to_json(self) -> str:
+        """The text of `scores.json`; NaN and infinity as null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Summary":
+        """Inverse of `to_json`; ValueError where the text is not one."""
+        try:
+            told = json.loads(text)
+            return cls(
+                settings=told["settings"],
+                layers=tuple(_score(x) for x in told["layers"]),
+                windows=tuple(_score(x) for x in told["windows"]),
+                pairs=tuple(Pair(_score(x["score"]), _number(x["interaction"])) for x in told["pairs"]),
+                choice=Choice(
+                    **told["choice"]
+                    | {name: tuple(told["choice"][name]) for name in ("layers", "membership")}
+                    | {"boundary": _number(told["choice"]["boundary"])}
+                ),
+                rank_correlations={name: _number(x) for name, x in told["rank_correlations"].items()},
+                halves=told["halves"]
+                and Halves(
+                    _number(told["halves"]["rank_correlation"]),
+                    told["halves"]["agreement"],
+                    tuple(tuple(x) for x in told["halves"]["layers"]),
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"this is not a sweep's scores.json ({error!r}); finish the sweep again") from error
+
+    def to_csv(self) -> str:
+        """The text of `scores.csv`: one line a variant."""
+        lines = io.StringIO()
+        names = [field.name for field in dataclasses.fields(VariantScore)]
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow([*names, "vital"])
+        for score in (*self.layers, *self.windows, *(pair.score for pair in self.pairs)):
+            row = dataclasses.asdict(score) | {"layers": "+".join(map(str, score.layers))}
+            vital = int(len(score.layers) == 1 and score.layers[0] in self.choice.layers)
+            writer.writerow([*(row[name] for name in names), vital])
+        return lines.getvalue()
+
+
+def summarise(table: Table, settings: dict[str, Any], rule: Rule) -> Summary:
+    """Vitality of every variant, and the vital set.
+
+    Steps, layers, windows and pairs are told apart by the variants themselves: a variant of one layer in all
+    `settings["steps"]` steps is a layer's.
+    """
+    scores = _variant_scores(table)
+    whole = [v.first == 0 and v.last == settings["steps"] for v in table.variants]
+    alone = [len(v.layers) == 1 for v in table.variants]
+    singles = [i for i, both in enumerate(zip(whole, alone)) if all(both)]
+    own = {scores[i].layers[0]: scores[i].vitality for i in singles}
+    layers = [scores[i].layers[0] for i in singles]
+    single = table.columns(singles)
+    others = {name: -_mean(single.values[name]) for name in MEASURES[1:]}
+    vitality = np.array([scores[i].vitality for i in singles])
+    return Summary(
+        settings=settings,
+        layers=tuple(scores[i] for i in singles),
+        windows=tuple(score for score, all_steps, one in zip(scores, whole, alone) if one and not all_steps),
+        pairs=tuple(
+            Pair(score, score.vitality - sum(own[layer] for layer in score.layers))
+            for score, one in zip(scores, alone)
+            if not one
+        ),
+        choice=choose(single.values["dino"], layers, rule),
+        rank_correlations={name: rank_correlation(vitality, values) for name, values in others.items()},
+        halves=_halves(single.values["dino"], layers, rule),
+    )
+
+
+def _variant_scores(table: Table) -> list[VariantScore]:
+    with np.errstate(invalid="ignore"):
+        low, high = interval(1 - resampled_means(table.values["dino"], resamples=RESAMPLES))
+        means = {name: _mean(values) for name, values in table.values.items()}
+    prompts = (~np.isnan(table.values["dino"])).sum(axis=0)
+    return [
+        VariantScore(
+            **dataclasses.asdict(variant),
+            prompts=int(prompts[i]),
+            vitality=float(1 - means["dino"][i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            **{name: float(means[name][i]) for name in MEASURES[1:]},
+        )
+        for i, variant in enumerate(table.variants)
+    ]
+
+
+def _mean(values: Float[np.ndarray, "p v"]) -> Float[np.ndarray, " v"]:
+    """Over the prompts that were seen; NaN for variants that were never seen, or a measure that nobody took."""
+    seen = ~np.isnan(values)
+    return np.where(seen.any(axis=0), np.nansum(values, axis=0) / np.maximum(seen.sum(axis=0), 1), np.nan)
+
+
+def _halves(similarities: Float[np.ndarray, "p n"], layers: list[int], rule: Rule) -> Halves | None:
+    """Even against odd prompts; None where a half lacks a layer."""
+    halves = [similarities[::2], similarities[1::2]]
+    if any(len(half) == 0 or np.isnan(half).all(axis=0).any() for half in halves):
+        return None
+    first, second = (1 - np.nanmean(half, axis=0) for half in halves)
+    sets = tuple(choose(half, layers, rule, resamples=1).layers for half in halves)
+    return Halves(rank_correlation(first, second), agreement(*sets), sets)
+
+
+def _score(told: dict[str, Any]) -> VariantScore:
+    numbers = {name: _number(told[name]) for name in ("vitality", "low", "high", *MEASURES[1:])}
+    return VariantScore(**told | numbers | {"layers": tuple(told["layers"])})
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity as None, which JSON can say."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,339 @@
+"""The sweep: paint every prompt with every variant bypassed, and compare with the picture of the whole model.
+
+Units of work (a reference picture and a variant) are packed into batches of one shape, so that everything compiles
+once. A batch's scores go to the run folder as one part. References are painted once, when a batch first needs them.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+from tqdm.auto import tqdm
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.control import LayerControl, check_layers
+from sflow_jax.features import Features
+from sflow_jax.latents import Canvas, draw_noise, to_uint8
+from sflow_jax.metrics import picture_psnr, picture_ssim
+from sflow_jax.pipeline import StableFlow
+from sflow_jax.prompts import Conditioning
+from sflow_jax.vitality.adaptive import Elimination
+from sflow_jax.vitality.folder import RunFolder
+from sflow_jax.vitality.scores import MEASURES, Variant
+from sflow_jax.vitality.summary import Table
+
+# (reference, variant) of every unit of work, by their numbers.
+Units = Int[np.ndarray, "u 2"]
+# (number of the reference, variant or None for the reference itself, picture)
+Keep = Callable[[int, Variant | None, np.ndarray], None]
+# Layers named in the progress bar.
+TOP_SHOWN = 4
+# Seconds without a new part after which a worker no longer waits for the others.
+PATIENCE = 1800.0
+POLL = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is painted: everything that the scores depend on beside the networks.
+
+    seeds: pictures a prompt. batch: pictures at once. variants: what is bypassed, and when. Reference i is of
+    prompt i // seeds, and its noise has seed i.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: int
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    batch: int
+    variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
+
+    def is_layer(self, variant: Variant) -> bool:
+        """Whether it is one layer bypassed in all steps."""
+        return len(variant.layers) == 1 and (variant.first, variant.last) == (0, self.steps)
+
+    def units(self, prompts: Iterable[int], variants: Iterable[int]) -> Units:
+        """(reference, variant) of every combination, prompt by prompt."""
+        references = [prompt * self.seeds + seed for prompt in prompts for seed in range(self.seeds)]
+        return np.array(list(itertools.product(references, variants)), int).reshape(-1, 2)
+
+
+def make_variants(
+    layers: Sequence[int], steps: int, *, windows: int = 1, pairs: Sequence[int] = ()
+) -> tuple[Variant, ...]:
+    """Every layer bypassed in all steps; in each of `windows` parts of them; every two of `pairs` together.
+
+    ValueError for more windows than steps, or paired layers that are not among the layers.
+    """
+    if not 1 <= windows <= steps:
+        raise ValueError(f"--windows must be 1 to {steps}, the number of steps, found {windows}")
+    missing = [layer for layer in pairs if layer not in layers]
+    if missing:
+        raise ValueError(
+            f"--pairs needs layers that --layers measures too; missing: {', '.join(map(str, missing))}"
+        )
+    edges = [round(i * steps / windows) for i in range(windows + 1)]
+    parts = list(itertools.pairwise(edges)) if windows > 1 else []
+    return (
+        *(Variant((layer,), 0, steps) for layer in layers),
+        *(Variant((layer,), first, last) for layer in layers for first, last in parts),
+        *(Variant(pair, 0, steps) for pair in itertools.combinations(check_layers(pairs, max(layers) + 1), 2)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """Which share of every round this process does, of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Worker":
+        """From "2/4", the second of four; ValueError for anything else."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise ValueError(f"--worker must be such as 1/4 to 4/4, found {text!r}")
+        return cls(int(index) - 1, int(count))
+
+    def share(self, batches: int) -> range:
+        """Contiguous, so that few references are needed by two workers."""
+        return range(self.index * batches // self.count, (self.index + 1) * batches // self.count)
+
+
+@jax.jit
+def _describe(networks: dict[str, Features], pictures: UInt8[AnyArray, "b y x 3"]) -> dict[str, Array]:
+    """Every network's features of pictures, unit vectors."""
+    found = {name: network(pictures) for name, network in networks.items()}
+    return {name: x / jnp.linalg.norm(x, axis=-1, keepdims=True) for name, x in found.items()}
+
+
+@jax.jit
+def _compare(
+    features: dict[str, Array],
+    others: dict[str, Array],
+    pictures: UInt8[AnyArray, "b y x 3"],
+    references: UInt8[AnyArray, "b y x 3"],
+) -> dict[str, Array]:
+    """Every measure of pictures against their references, float32 [b]."""
+    scores = {name: jnp.sum(features[name] * others[name], axis=-1) for name in features}
+    return scores | {
+        "psnr": picture_psnr(pictures, references),
+        "ssim": picture_ssim(pictures, references),
+    }
+
+
+class Sweep:
+    """A model, the networks that compare its pictures, a plan, and the folder that holds what is done."""
+
+    def __init__(
+        self,
+        flow: StableFlow,
+        features: dict[str, Features],
+        plan: Plan,
+        folder: RunFolder,
+        *,
+        worker: Worker = Worker(),
+        keep: Keep | None = None,
+        progress: bool = True,
+    ):
+        """features: "dino" and, where there is one, "clip". keep: takes every picture, to keep it or not."""
+        self.flow, self.features, self.plan, self.folder, self.worker = flow, features, plan, folder, worker
+        self.keep, self.progress = keep or (lambda reference, variant, picture: None), progress
+        self.canvas = Canvas.of(plan.height, plan.width, flow.autoencoder.config.downsampling)
+        # Neighbouring units share their prompt and reference.
+        self.encode = functools.lru_cache(2 * plan.batch)(lambda text: flow.encode_prompts([text]))
+        self.known_references: dict[int, dict[str, np.ndarray]] = {}
+        self.table = {
+            name: np.full((len(plan.prompts), plan.seeds, len(plan.variants)), np.nan) for name in MEASURES
+        }
+
+    def exhaustive(self) -> Table | None:
+        """Every variant on every prompt; None if other workers have parts of it left to do."""
+        units = self.plan.units(range(len(self.plan.prompts)), range(len(self.plan.variants)))
+        with self._bar(len(units)) as bar:
+            done = self._round("all", units, bar)
+        return self._table() if done else None
+
+    def adaptive(self, elimination: Elimination) -> Table:
+        """Prompts in rounds, layers only as long as their place is open; waits for other workers in each round.
+
+        ValueError if another worker delivers nothing for long.
+        """
+        variants = list(range(len(self.plan.variants)))
+        whole = self.plan.units(range(len(self.plan.prompts)), variants)
+        before = 0
+        with self._bar(len(whole)) as bar:
+            for number, count in enumerate(elimination.rounds):
+                units = self.plan.units(range(before, count), variants)
+                self._wait(f"round{number:02d}", units, bar)
+                before = count
+                undecided = elimination.undecided(self.table["dino"].mean(axis=1))
+                variants = [i for i in variants if undecided[i]]
+                if not variants:
+                    break
+        return self._table()
+
+    def collected(self, units: Units, name: str) -> tuple[list[int], int]:
+        """Read what the folder has of a round into the table; batches that it lacks, and how many there are."""
+        batches = list(self._batches(units))
+        files = self.folder.finished()
+        missing = []
+        for number, batch in enumerate(batches):
+            file = files.get(f"{name}-{number:06d}")
+            part = None if file is None else self.folder.load(file)
+            if part is None or not np.array_equal(part["units"], batch):
+                missing.append(number)
+            else:
+                self._enter(part)
+        return missing, len(batches)
+
+    def spent(self) -> tuple[int, float]:
+        """Pictures painted, references too, and seconds of painting and scoring, by all workers."""
+        pictures, seconds = 0, 0.0
+        for file in self.folder.finished().values():
+            part = self.folder.load(file) or {}
+            pictures += len(part.get("units", [None]))
+            seconds += float(part.get("seconds", 0.0))
+        return pictures, seconds
+
+    def _round(self, name: str, units: Units, bar: tqdm) -> bool:
+        """Do this worker's share of the round's batches that are not there yet; whether all are there now."""
+        missing, count = self.collected(units, name)
+        batches = list(self._batches(units))
+        share = self.worker.share(count)
+        bar.update(sum(len(batches[i]) for i in range(count) if i not in set(missing)))
+        for number in (i for i in missing if i in share):
+            part = self._measure(batches[number])
+            self.folder.save(f"{name}-{number:06d}", part)
+            self._enter(part)
+            bar.update(len(batches[number]))
+            bar.set_postfix_str(self._top())
+        return not set(missing) - set(share)
+
+    def _wait(self, name: str, units: Units, bar: tqdm) -> None:
+        """This worker's share, then the other workers'."""
+        if self._round(name, units, bar):
+            return
+        deadline, before = time.monotonic() + PATIENCE, None
+        while True:
+            missing, _ = self.collected(units, name)
+            if not missing:
+                return
+            if missing != before:
+                deadline, before = time.monotonic() + PATIENCE, missing
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"other workers have delivered nothing for {PATIENCE / 60:.0f} minutes ({len(missing)} batches "
+                    "are missing); start every worker again with the same command"
+                )
+            bar.set_postfix_str(f"waiting for {len(missing)} batches of other workers")
+            time.sleep(POLL)
+
+    def _batches(self, units: Units) -> Iterator[Units]:
+        for start in range(0, len(units), self.plan.batch):
+            yield units[start : start + self.plan.batch]
+
+    def _measure(self, units: Units) -> dict[str, np.ndarray]:
+        """Paint and score one batch."""
+        start = time.monotonic()
+        self._paint_references(sorted(set(units[:, 0].tolist())))
+        # The last batch is filled up with its last unit, so that it compiles nothing.
+        rows = units[np.minimum(np.arange(self.plan.batch), len(units) - 1)]
+        control = LayerControl.none(self.plan.steps, len(rows), self.flow.layers)
+        for element, variant in enumerate(self.plan.variants[i] for i in rows[:, 1]):
+            control = control.bypassing(
+                variant.layers, steps=slice(variant.first, variant.last), elements=[element]
+            )
+        pictures = self._paint(rows[:, 0], control)
+        references = [self.known_references[i] for i in rows[:, 0]]
+        stacked = {name: np.stack([reference[name] for reference in references]) for name in references[0]}
+        scores = _compare(
+            _describe(self.features, pictures),
+            {name: stacked[name] for name in self.features},
+            pictures,
+            stacked["picture"],
+        )
+        for (reference, variant), picture in zip(units, pictures):
+            self.keep(int(reference), self.plan.variants[variant], picture)
+        found = {name: np.asarray(values, np.float32)[: len(units)] for name, values in scores.items()}
+        return {"units": units, "seconds": np.array(time.monotonic() - start), **found}
+
+    def _paint_references(self, numbers: list[int]) -> None:
+        """See that pictures of the whole model are at hand, from the folder or painted and put there."""
+        self.known_references = {i: x for i, x in self.known_references.items() if i >= numbers[0]}
+        wanted = [i for i in numbers if i not in self.known_references]
+        if not wanted:
+            return
+        files = self.folder.finished()
+        for number in list(wanted):
+            file = files.get(f"reference-{number:06d}")
+            part = None if file is None else self.folder.load(file)
+            if part is not None:
+                self.known_references[number] = part
+                wanted.remove(number)
+        # A few ahead of need, so that no batch of references is half empty.
+        last = len(self.plan.prompts) * self.plan.seeds
+        while wanted:
+            ahead = [i for i in range(wanted[0], min(wanted[0] + self.plan.batch, last))]
+            rows = np.array([ahead[min(i, len(ahead) - 1)] for i in range(self.plan.batch)])
+            control = LayerControl.none(self.plan.steps, len(rows), self.flow.layers)
+            pictures = self._paint(rows, control)
+            features = {name: np.asarray(x) for name, x in _describe(self.features, pictures).items()}
+            for row, number in enumerate(ahead):
+                part = {"picture": pictures[row], **{name: x[row] for name, x in features.items()}}
+                self.folder.save(f"reference-{number:06d}", part)
+                self.keep(number, None, pictures[row])
+                self.known_references[number] = part
+            wanted = [i for i in wanted if i not in self.known_references]
+
+    def _paint(self, references: Int[np.ndarray, " b"], control: LayerControl) -> UInt8[np.ndarray, "b y x 3"]:
+        """Pictures of the references' prompts from the references' noise."""
+        plan = self.plan
+        texts = [self.encode(plan.prompts[i // plan.seeds]) for i in references]
+        channels = self.flow.transformer.config.in_channels
+        latents = self.flow.denoise(
+            np.stack([draw_noise(int(i), self.canvas.tokens, channels) for i in references]),
+            Conditioning(*(jnp.concatenate([getattr(x, name) for x in texts]) for name in ("text", "pooled"))),
+            control,
+            guidance=np.full(len(references), plan.guidance, np.float32),
+            height=plan.height,
+            width=plan.width,
+            groups=len(references),
+        )
+        return to_uint8(self.flow.decode(latents, height=plan.height, width=plan.width))
+
+    def _enter(self, part: dict[str, np.ndarray]) -> None:
+        """A part's scores, into the table."""
+        references, variants = part["units"].T
+        for name in MEASURES:
+            if name in part:
+                self.table[name][references // self.plan.seeds, references % self.plan.seeds, variants] = part[name]
+
+    def _table(self) -> Table:
+        return Table(self.plan.variants, {name: x.mean(axis=1) for name, x in self.table.items()})
+
+    def _bar(self, units: int) -> tqdm:
+        return tqdm(total=units, desc="bypassing", unit="picture", disable=not self.progress, dynamic_ncols=True)
+
+    def _top(self) -> str:
+        """The most vital layers so far."""
+        vitality = {}
+        for number, variant in enumerate(self.plan.variants):
+            similarities = self.table["dino"][..., number]
+            if self.plan.is_layer(variant) and not np.isnan(similarities).all():
+                vitality[variant.layers[0]] = 1 - np.nanmean(similarities)
+        return "top: " + ", ".join(map(str, sorted(vitality, key=vitality.get, reverse=True)[:TOP_SHOWN]))

@@ -1,0 +1,81 @@
+"""`sflow vital` end to end, in this process, and its one-line errors."""
+
+import json
+
+import pytest
+from test_cli import run
+
+from sflow_jax import cli
+from sflow_jax.checkpoint import load_info
+
+
+@pytest.fixture(scope="module")
+def arguments(checkpoint, tmp_path_factory):
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("a red cat\na dog & <b>a hat</b>\n")
+    plan = ("--steps", 2, "--batch", 4, "--height", 64, "--width", 64, "--prompts", prompts)
+    return ("vital", "--model", checkpoint, "--features", "toyworld", *plan)
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    """A finished sweep's folder."""
+    folder = tmp_path_factory.mktemp("vital") / "run"
+    assert run(cli, *arguments, "--out", folder, "--top", 2) == 0
+    return folder
+
+
+def test_a_sweep_leaves_its_findings(finished, capsys):
+    names = {file.name for file in finished.iterdir()}
+    assert names == {
+        "manifest.json", "parts", "pictures", "report.html", "scores.csv", "scores.json", "vitality.png",
+        "vitality.svg",
+    }  # fmt: skip
+    told = json.loads((finished / "scores.json").read_text())
+    assert len(told["choice"]["layers"]) == 2
+    assert all(layer["prompts"] == 2 and layer["clip"] is None for layer in told["layers"])
+    assert "<b>a hat</b>" not in (finished / "report.html").read_text()
+    assert (finished / "pictures" / "prompt-001-seed-0-without-3.jpg").exists()
+
+
+def test_saved_layers_become_vital(arguments, checkpoint, finished):
+    before = (checkpoint / "model.json").read_text()
+    try:
+        assert run(cli, *arguments, "--out", finished, "--top", 1, "--save") == 0
+        assert len(load_info(checkpoint).vital_layers) == 1
+        assert "top 1, 2 prompts, 2 steps" in load_info(checkpoint).vital_layers_origin
+    finally:
+        (checkpoint / "model.json").write_text(before)
+
+
+def test_runs_are_compared(finished, tmp_path, capsys):
+    assert run(cli, "vital", "--compare", finished, finished, "--out", tmp_path / "compared") == 0
+    assert "1.00" in capsys.readouterr().out
+    assert (tmp_path / "compared" / "comparison.html").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--steps", 3), "steps: 2 there, 3 now"),
+        (("--top", 1, "--threshold", 0.5), "not both"),
+        (("--layers", "99"), "no layer 99"),
+        (("--layers", "none"), "names no layer"),
+        (("--batch", 0), "--batch must be at least 1"),
+        (("--windows", 5), "--windows must be 1 to 2"),
+        (("--adaptive", "--windows", 2), "leave out --windows"),
+        (("--worker", "3/2"), "--worker must be"),
+        (("--features", "toyworld-clip"), "where a dinov2 is needed"),
+        (("--prompts", "nowhere.txt"), "cannot read prompts"),
+    ],
+)
+def test_bad_input(arguments, finished, options, message, capsys):
+    assert run(cli, *arguments, "--out", finished, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_features_are_asked_for(checkpoint, tmp_path, capsys):
+    assert run(cli, "vital", "--model", checkpoint, "--out", tmp_path / "run") == 2
+    assert "--features is needed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
