@@ -62,9 +62,25 @@ def test_pictures_show_their_captions(toy, reader):
     scenes = [sample_scene(rng, "held-out") for _ in range(32)]
     made = toy.generate([scene.caption(i) for i, scene in enumerate(scenes)], steps=15, progress=False)
     named = reader(made.images).named
-    for name in ("colour", "side", "place"):
+    for name in scenes[0].attributes():
         right = np.mean([found[name] == scene.attributes()[name] for found, scene in zip(named, scenes)])
         assert right >= 0.85, f"{name} right in {right:.0%}"
+
+
+def test_edits_happen_unless_every_layer_injects(edits, reader, source):
+    """The change is read off every edit without injection, and off none with injection everywhere."""
+    for layers, happens in (("none", True), ("all", False)):
+        for change, found in zip(EDITS, reader(edits[layers].images[1:]).named):
+            ((name, value),) = change.items()
+            assert (found[name] == value) == happens, f"{name} → {value} with {layers}"
+
+
+def test_a_pose_changes_and_the_scene_stays(edits, reader, source):
+    """The paper's first example: non-rigid, by injection in the vital layers."""
+    found = reader(edits["vital"].images[1:2]).named[0]
+    assert found["pose"] == "sitting"
+    kept = ("species", "colour", "hat", "object", "object_colour", "side", "place")
+    assert {name: found[name] for name in kept} == {name: source.attributes()[name] for name in kept}
 
 
 def test_injecting_everywhere_forbids_edits_and_nowhere_forgets_the_source(edits, reader):

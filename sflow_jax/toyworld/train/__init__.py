@@ -5,8 +5,9 @@ Stages, each in its own folder, each resumed from its newest checkpoint by the s
     vae      the autoencoder
     decoder  its decoder alone, polished on the latents that the transformer learns
     clip     pictures and captions in one space; the text half is the transformer's pooled vector
+    t5       reads captions; frozen from then on, as FLUX's
     dino     reads every attribute of a scene: the measuring stick
-    flow     transformer and T5 by flow matching, captions dropped now and then
+    flow     the transformer by flow matching, captions dropped now and then
     distill  a student with the guidance scale as an input, as FLUX.1-dev
     export   the diffusers folder, half precision
 
