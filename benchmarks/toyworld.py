@@ -1,6 +1,6 @@
 """What the embedded model can do, measured against the world it was trained on, whose right answers are known.
 
-    python benchmarks/toyworld.py                  everything: about half an hour on two cores
+    python benchmarks/toyworld.py                  everything: about a quarter of an hour on two cores
     python benchmarks/toyworld.py --part edits     one part
 
 Parts: `vae` (reconstruction of held-out drawings), `reader` (the attribute reader on held-out drawings),
