@@ -1,5 +1,6 @@
 """What a sweep paints: the built-in prompts, the embedded world's own, or a file's."""
 
+import numpy as np
 from etils import epath
 
 BUILTIN = "builtin"
@@ -99,8 +100,6 @@ def load_prompts(source: str) -> list[str]:
 
 def toyworld_prompts() -> list[str]:
     """Captions of the embedded world that its training never saw."""
-    import numpy as np
-
     from sflow_jax.toyworld.scenes import sample_scene  # other models need no toy world
 
     rng = np.random.default_rng(SEED)

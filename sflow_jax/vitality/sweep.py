@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,18 @@ from sflow_jax.arrays import AnyArray
 from sflow_jax.control import LayerControl, check_layers
 from sflow_jax.features import Features
 from sflow_jax.latents import Canvas, draw_noise, to_uint8
-from sflow_jax.metrics import picture_psnr, picture_ssim
+from sflow_jax.metrics import feature_cosine, picture_psnr, picture_ssim
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.prompts import Conditioning
-from sflow_jax.vitality.adaptive import Elimination
+from sflow_jax.vitality.adaptive import Elimination, run
 from sflow_jax.vitality.folder import RunFolder
 from sflow_jax.vitality.scores import MEASURES, Variant
 from sflow_jax.vitality.summary import Table
 
 # (reference, variant) of every unit of work, by their numbers.
 Units = Int[np.ndarray, "u 2"]
+# The units of a round's batches, by the batches' numbers.
+Batches = dict[int, np.ndarray]
 # (number of the reference, variant or None for the reference itself, picture)
 Keep = Callable[[int, Variant | None, np.ndarray], None]
 # Layers named in the progress bar.
@@ -116,9 +118,8 @@ class Worker:
 
 @jax.jit
 def _describe(networks: dict[str, Features], pictures: UInt8[AnyArray, "b y x 3"]) -> dict[str, Array]:
-    """Every network's features of pictures, unit vectors."""
-    found = {name: network(pictures) for name, network in networks.items()}
-    return {name: x / jnp.linalg.norm(x, axis=-1, keepdims=True) for name, x in found.items()}
+    """Every network's features of pictures."""
+    return {name: network(pictures) for name, network in networks.items()}
 
 
 @jax.jit
@@ -129,8 +130,7 @@ def _compare(
     references: UInt8[AnyArray, "b y x 3"],
 ) -> dict[str, Array]:
     """Every measure of pictures against their references, float32 [b]."""
-    scores = {name: jnp.sum(features[name] * others[name], axis=-1) for name in features}
-    return scores | {
+    return {name: feature_cosine(features[name], others[name]) for name in features} | {
         "psnr": picture_psnr(pictures, references),
         "ssim": picture_ssim(pictures, references),
     }
@@ -165,41 +165,37 @@ class Sweep:
         """Every variant on every prompt; None if other workers have parts of it left to do."""
         units = self.plan.units(range(len(self.plan.prompts)), range(len(self.plan.variants)))
         with self._bar(len(units)) as bar:
-            done = self._round("all", units, bar)
-        return self._table() if done else None
+            missing = self._round("all", units, bar)
+        return None if missing else self._table()
 
     def adaptive(self, elimination: Elimination) -> Table:
         """Prompts in rounds, layers only as long as their place is open; waits for other workers in each round.
 
         ValueError if another worker delivers nothing for long.
         """
-        variants = list(range(len(self.plan.variants)))
-        whole = self.plan.units(range(len(self.plan.prompts)), variants)
-        before = 0
-        with self._bar(len(whole)) as bar:
-            for number, count in enumerate(elimination.rounds):
-                units = self.plan.units(range(before, count), variants)
-                self._wait(f"round{number:02d}", units, bar)
-                before = count
-                undecided = elimination.undecided(self.table["dino"].mean(axis=1))
-                variants = [i for i in variants if undecided[i]]
-                if not variants:
-                    break
+        rounds = itertools.count()
+        whole = len(self.plan.prompts) * self.plan.seeds * len(self.plan.variants)
+        with self._bar(whole) as bar:
+
+            def measure(prompts: np.ndarray, variants: np.ndarray) -> np.ndarray:
+                units = self.plan.units(prompts.tolist(), variants.tolist())
+                self._wait(f"round{next(rounds):02d}", units, bar)
+                return self.table["dino"].mean(axis=1)[np.ix_(prompts, variants)]
+
+            run(elimination, len(self.plan.variants), measure)
         return self._table()
 
-    def collected(self, units: Units, name: str) -> tuple[list[int], int]:
-        """Read what the folder has of a round into the table; batches that it lacks, and how many there are."""
-        batches = list(self._batches(units))
-        files = self.folder.finished()
-        missing = []
-        for number, batch in enumerate(batches):
+    def _collect(self, name: str, batches: Batches) -> Batches:
+        """Read what the folder has of some batches of a round into the table; those that it lacks."""
+        files, missing = self.folder.finished(), {}
+        for number, units in batches.items():
             file = files.get(f"{name}-{number:06d}")
             part = None if file is None else self.folder.load(file)
-            if part is None or not np.array_equal(part["units"], batch):
-                missing.append(number)
+            if part is None or not np.array_equal(part["units"], units):
+                missing[number] = units
             else:
                 self._enter(part)
-        return missing, len(batches)
+        return missing
 
     def spent(self) -> tuple[int, float]:
         """Pictures painted, references too, and seconds of painting and scoring, by all workers."""
@@ -210,31 +206,27 @@ class Sweep:
             seconds += float(part.get("seconds", 0.0))
         return pictures, seconds
 
-    def _round(self, name: str, units: Units, bar: tqdm) -> bool:
-        """Do this worker's share of the round's batches that are not there yet; whether all are there now."""
-        missing, count = self.collected(units, name)
-        batches = list(self._batches(units))
-        share = self.worker.share(count)
-        bar.update(sum(len(batches[i]) for i in range(count) if i not in set(missing)))
-        for number in (i for i in missing if i in share):
-            part = self._measure(batches[number])
+    def _round(self, name: str, units: Units, bar: tqdm) -> Batches:
+        """Do this worker's share of the round's batches that are not there yet; those that are left to others."""
+        size = self.plan.batch
+        batches = {start // size: units[start : start + size] for start in range(0, len(units), size)}
+        missing, share = self._collect(name, batches), self.worker.share(len(batches))
+        bar.update(len(units) - sum(map(len, missing.values())))
+        for number in [number for number in missing if number in share]:
+            part = self._measure(missing[number])
             self.folder.save(f"{name}-{number:06d}", part)
             self._enter(part)
-            bar.update(len(batches[number]))
+            bar.update(len(missing.pop(number)))
             bar.set_postfix_str(self._top())
-        return not set(missing) - set(share)
+        return missing
 
     def _wait(self, name: str, units: Units, bar: tqdm) -> None:
         """This worker's share, then the other workers'."""
-        if self._round(name, units, bar):
-            return
-        deadline, before = time.monotonic() + PATIENCE, None
-        while True:
-            missing, _ = self.collected(units, name)
-            if not missing:
-                return
-            if missing != before:
-                deadline, before = time.monotonic() + PATIENCE, missing
+        missing = self._round(name, units, bar)
+        deadline = time.monotonic() + PATIENCE
+        while missing := self._collect(name, before := missing):
+            if len(missing) < len(before):
+                deadline = time.monotonic() + PATIENCE
             if time.monotonic() > deadline:
                 raise ValueError(
                     f"other workers have delivered nothing for {PATIENCE / 60:.0f} minutes ({len(missing)} batches "
@@ -242,10 +234,6 @@ class Sweep:
                 )
             bar.set_postfix_str(f"waiting for {len(missing)} batches of other workers")
             time.sleep(POLL)
-
-    def _batches(self, units: Units) -> Iterator[Units]:
-        for start in range(0, len(units), self.plan.batch):
-            yield units[start : start + self.plan.batch]
 
     def _measure(self, units: Units) -> dict[str, np.ndarray]:
         """Paint and score one batch."""
