@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_dtypes
@@ -15,9 +14,9 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
-from sflow_convert.engine import ConversionError, Read, Table, assemble, check, plan
+from sflow_convert.engine import ConversionError, Read, assemble, check, plan
 from sflow_convert.layouts import Network, Source
-from sflow_convert.sources import digest, find_files, open_files
+from sflow_convert.sources import digest
 from tqdm.auto import tqdm
 
 from sflow_jax.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
@@ -189,8 +188,3 @@ def in_memory(network: Network, dtype: str = "float32") -> nnx.Module:
     reads, targets = planned({"network": network})["network"]
     arrays = dict(assemble(reads, targets, network.tensors.read, DTYPES[dtype]))
     return with_parameters(abstract(network.build, network.config), jax.device_put(arrays))
-
-
-def import_network(build: type, config: Any, table: Table, folder: Path, dtype: str = "float32") -> nnx.Module:
-    """The same of a published folder that a table describes."""
-    return in_memory(Network(build, config, table, open_files(find_files(folder))), dtype)

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from safetensors.numpy import load_file
-from sflow_convert.job import import_network
-from sflow_convert.vision import dinov2_table
+from sflow_convert.features import import_features
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.embedded import ASSETS
-from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
+from sflow_jax.models.dinov2 import Dinov2
 
 BATCH = 64
 
@@ -46,11 +45,10 @@ class AttributeReader:
     """The embedded network and heads; call it with pictures in 0..1."""
 
     def __init__(self, folder: Path = ASSETS):
-        config = Dinov2Config.from_hf(json.loads((folder / "dinov2" / "config.json").read_text()))
-        self.network = import_network(Dinov2, config, dinov2_table(config), folder / "dinov2")
-        told = json.loads((folder / "dinov2" / "preprocessor_config.json").read_text())
+        info, self.network = import_features(folder / "dinov2")
         self.mean, self.spread = (
-            np.asarray(told[name], np.float32).reshape(1, 1, 1, 3) for name in ("image_mean", "image_std")
+            np.asarray(values, np.float32).reshape(1, 1, 1, 3)
+            for values in (info.preprocessing.mean, info.preprocessing.std)
         )
         told = json.loads((folder / "reader" / "config.json").read_text())
         self.values: dict[str, list[str]] = told["named"]
