@@ -25,7 +25,7 @@ def save_grid(pictures: np.ndarray, path: Path, columns: int = 8, zoom: int = 2)
 
 
 def save_curve(folder: Path) -> None:
-    """Draw `log.jsonl` of a stage as `loss.png`; needs matplotlib (extra `train`)."""
+    """Draw `log.jsonl` of a stage as `loss.png`."""
     import matplotlib
 
     matplotlib.use("agg")

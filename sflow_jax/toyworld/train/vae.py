@@ -51,6 +51,15 @@ def reconstruct(model: Autoencoder, pictures: jax.Array) -> jax.Array:
     return model.decode(model.encode(pictures)[0])
 
 
+def save_reconstructions(model: Autoencoder, truth: np.ndarray, folder: Path, step: int) -> None:
+    """A grid of pictures (uint8) above their reconstructions, and a line with the PSNR of all of them."""
+    truth = np.asarray(truth)
+    made = to_uint8(reconstruct(model, to_network(truth)))
+    save_grid(np.concatenate([truth[:16], made[:16]]), folder / f"grid_{step}.png")
+    with (folder / "psnr.txt").open("a") as file:
+        file.write(f"{step} {psnr(made, truth):.2f}\n")
+
+
 def vae_stage(config: AutoencoderConfig, recipe: Recipe, pool: Pool, held_out: Pool, folder: Path) -> Stage:
     """Encoder and decoder together, on the pool's pictures."""
 
@@ -59,11 +68,7 @@ def vae_stage(config: AutoencoderConfig, recipe: Recipe, pool: Pool, held_out: P
         return {"pictures": pictures}
 
     def preview(model: Autoencoder, step: int) -> None:
-        truth = np.asarray(held_out.pictures[:32])
-        made = to_uint8(reconstruct(model, to_network(truth)))
-        save_grid(np.concatenate([truth[:16], made[:16]]), folder / "vae" / f"grid_{step}.png")
-        with (folder / "vae" / "psnr.txt").open("a") as file:
-            file.write(f"{step} {psnr(made, truth):.2f}\n")
+        save_reconstructions(model, held_out.pictures[:32], folder / "vae", step)
 
     return Stage(
         name="vae",
@@ -100,11 +105,7 @@ def decoder_stage(
         return {"pictures": to_network(pool.pictures[chosen]), "latents": latents[chosen].astype(np.float32)}
 
     def preview(decoder: Decoder, step: int) -> None:
-        truth = np.asarray(held_out.pictures[:96])
-        made = to_uint8(reconstruct(with_decoder(model, decoder), to_network(truth)))
-        save_grid(np.concatenate([truth[:16], made[:16]]), folder / "decoder" / f"grid_{step}.png")
-        with (folder / "decoder" / "psnr.txt").open("a") as file:
-            file.write(f"{step} {psnr(made, truth):.2f}\n")
+        save_reconstructions(with_decoder(model, decoder), held_out.pictures[:96], folder / "decoder", step)
 
     return Stage(
         name="decoder",
