@@ -149,6 +149,17 @@ def load_network(
     return restore_network(folder, name, module, dtype, parameter_shardings(name, shapes, mesh))
 
 
+def _processes(places: Mapping[str, Sharding]) -> ocp.options.MultiprocessingOptions:
+    """All processes restore together, unless each has a copy of its own on its own devices."""
+    alone = jax.process_count() > 1 and all(place.is_fully_addressable for place in places.values())
+    if not alone:
+        return ocp.options.MultiprocessingOptions()
+    mine = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=f"process{mine}"
+    )
+
+
 def restore_network(
     folder: epath.PathLike, name: str, module: nnx.Module, dtype: DTypeLike, places: Mapping[str, Sharding]
 ) -> nnx.Module:
@@ -164,7 +175,7 @@ def restore_network(
         for path, leaf in parameters(module).items()
     }
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_processes(places)) as checkpointer:
             arrays = checkpointer.restore(item, wanted)
     except jax.errors.JaxRuntimeError:
         raise

@@ -59,6 +59,14 @@ def parse_layers(text: str) -> str | tuple[int, ...]:
     return tuple(numbers)
 
 
+def parse_place(text: str, option: str) -> tuple[int, int]:
+    """`2/4`, the second of four, as (1, 4); ValueError naming the option for anything else."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f"{option} must be such as 1/4 to 4/4, found {text!r}")
+    return int(index) - 1, int(count)
+
+
 def quiet_logs() -> None:
     """Our warnings in one plain line each; libraries keep to errors."""
     handler = logging.StreamHandler()

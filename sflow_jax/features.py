@@ -168,7 +168,7 @@ def load_features(
     stored one; float32 for those that ship. mesh: every device gets a copy; without, the first device.
     Raises CheckpointError for folders that are not features, or are damaged.
     """
-    place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
+    place = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
     if str(checkpoint) in EMBEDDED:
         # The converter imports the folder's layout from this module, so it cannot be imported above.
         from sflow_convert.features import import_features

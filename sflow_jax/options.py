@@ -53,14 +53,14 @@ size_options = options(
 out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
 
 
-def load(model: str, dtype: str | None, mesh: str | None) -> tuple[StableFlow, float]:
-    """The model, and the seconds it took to load."""
+def load(model: str, dtype: str | None, mesh: str | None, *, alone: bool = False) -> tuple[StableFlow, float]:
+    """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""
     start = time.perf_counter()
     try:
-        jax.devices()
+        devices = jax.local_devices() if alone else jax.devices()
     except RuntimeError as error:
         raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
-    placed = None if mesh is None else make_mesh(parse_mesh(mesh))
+    placed = None if mesh is None else make_mesh(parse_mesh(mesh), devices)
     flow = StableFlow.load(model, mesh=placed, dtype=dtype and DTYPES[dtype])
     return flow, time.perf_counter() - start
 

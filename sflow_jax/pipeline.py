@@ -1,6 +1,7 @@
 """StableFlow: text and pictures in, pictures out."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -59,6 +60,25 @@ class Start:
     noise: Float[np.ndarray, "s c"]
     trajectory: Float[np.ndarray, "t_plus_1 s c"] | None
     nudge: float
+
+
+def resolve_layers(info: ModelInfo, layers: Layers) -> tuple[int, ...]:
+    """A model's global layer numbers of "vital", "all", "none" or a sequence; ValueError where there are none."""
+    total = info.configs["transformer"].layers
+    if isinstance(layers, str):
+        if layers == "all":
+            return tuple(range(total))
+        if layers == "none":
+            return ()
+        if layers != "vital":
+            raise ValueError(f"layers must be vital, all, none or numbers, found {layers!r}")
+        if info.vital_layers is None:
+            raise ValueError(
+                "this checkpoint does not say which of its layers are vital; give layer numbers, "
+                "or 'all', or convert with --vital-layers"
+            )
+        layers = info.vital_layers
+    return check_layers(layers, total)
 
 
 class StableFlow:
@@ -292,7 +312,7 @@ class StableFlow:
 
     def denoise(
         self,
-        noise: Float[np.ndarray, "b s c"],
+        noise: Float[AnyArray, "b s c"],
         conditioning: Conditioning,
         control: LayerControl,
         *,
@@ -302,36 +322,27 @@ class StableFlow:
         groups: int = 1,
         trajectory: Float[np.ndarray, "t_plus_1 s c"] | None = None,
         replay: str = "aligned",
+        between: tuple[int, int] | None = None,
         bar: tqdm | None = None,
     ) -> Float[Array, "b s c"]:
         """Latents of any batch under any control: what `generate` and `edit` are made of.
 
         The batch is `groups` × members, member 0 of each group the source; the control says how many steps.
-        trajectory: the inversion that the only group's source replays. bar: a progress bar to advance.
+        trajectory: the inversion that the only group's source replays. between: only these steps, first to
+        before last, with `noise` the latents before the first. bar: a progress bar to advance.
         """
         canvas = self._canvas(height, width)
         run = self._run(canvas, conditioning, guidance, groups=groups)
         sigmas = self.schedule.sigmas(control.steps, canvas.tokens)
         path = denoising_steps(sigmas, control, run.nothing, trajectory, replay)
+        if between is not None:
+            path = itertools.islice(path, *between)
         *_, latents = run(noise, path, bar or tqdm(disable=True))
         return latents
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
         """Global layer numbers of "vital", "all", "none" or a sequence; ValueError where there are none."""
-        if isinstance(layers, str):
-            if layers == "all":
-                return tuple(range(self.layers))
-            if layers == "none":
-                return ()
-            if layers != "vital":
-                raise ValueError(f"layers must be vital, all, none or numbers, found {layers!r}")
-            if self.info.vital_layers is None:
-                raise ValueError(
-                    "this checkpoint does not say which of its layers are vital; give layer numbers, "
-                    "or 'all', or convert with --vital-layers"
-                )
-            layers = self.info.vital_layers
-        return check_layers(layers, self.layers)
+        return resolve_layers(self.info, layers)
 
     def _run(self, canvas: Canvas, conditioning: Conditioning, guidance: np.ndarray, *, groups: int) -> Run:
         return Run(

@@ -89,9 +89,9 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 def parameter_shardings(
     network: str, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None
 ) -> dict[str, Sharding]:
-    """Path → sharding of every parameter of a network; without a mesh, everything on the first device."""
+    """Path → sharding of every parameter of a network; without a mesh, all on this process's first device."""
     if mesh is None:
-        return dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+        return dict.fromkeys(shapes, SingleDeviceSharding(jax.local_devices()[0]))
     return {
         path: NamedSharding(mesh, partition_spec(f"{network}.{path}", shape, mesh))
         for path, shape in shapes.items()
@@ -104,7 +104,7 @@ def batch_sharding(mesh: Mesh | None, groups: int) -> Sharding:
     Whole groups stay together, so taking the source's keys and values never crosses devices.
     """
     if mesh is None:
-        return SingleDeviceSharding(jax.devices()[0])
+        return SingleDeviceSharding(jax.local_devices()[0])
     for axes in ((DATA, FSDP), (DATA,), (FSDP,)):
         size = 1
         for axis in axes:

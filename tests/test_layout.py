@@ -30,10 +30,12 @@ ALLOWED = {
         "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results",
         "sampling",
     },
+    "distributed": set(),
+    "planning": {"checkpoint", "embedded", "latents", "models", "programs", "prompts", "sampling", "sharding"},
     "options": {"pipeline", "sharding"},
     "vitality": {
-        "arrays", "checkpoint", "console", "control", "embedded", "features", "latents", "metrics", "options",
-        "output", "paths", "pipeline", "prompts", "toyworld", "vitality",
+        "arrays", "checkpoint", "console", "control", "distributed", "embedded", "features", "latents", "metrics",
+        "options", "output", "paths", "pipeline", "planning", "prompts", "sharding", "toyworld", "vitality",
     },
 }  # fmt: skip
 

@@ -1,20 +1,18 @@
 """Placement on eight fake devices: the table covers every parameter, and the mesh changes no result."""
 
-import jax
 import numpy as np
 import pytest
 from conftest import relative
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from sflow_jax.checkpoint import abstract_network
-from sflow_jax.latents import Canvas, position_ids
+from sflow_jax.latents import Canvas
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux import FluxConfig
-from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.models.layers import parameters
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.pipeline import StableFlow
-from sflow_jax.programs import step_latents
-from sflow_jax.sampling import Step
+from sflow_jax.planning import lower_step
 from sflow_jax.sharding import batch_sharding, make_mesh, parameter_shardings, parse_mesh, partition_spec
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
@@ -44,32 +42,11 @@ def test_every_parameter_has_a_place(network, config, sizes):
 @pytest.mark.parametrize("sizes", MESHES, ids=mesh_name)
 def test_the_full_size_step_lowers_on_every_mesh(sizes):
     """FLUX.1-dev, two groups of source and edit at 1024², from abstract weights; nothing is allocated."""
-    mesh, config, canvas = make_mesh(sizes), FluxConfig.dev(), Canvas.of(1024, 1024, 8)
-    groups, batch = 8, 16
-    module = abstract_network("transformer", config)
-    leaves = parameters(module)
-    places = parameter_shardings("transformer", {path: leaf.shape for path, leaf in leaves.items()}, mesh)
-    abstract = with_parameters(
-        module, {p: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=places[p]) for p, x in leaves.items()}
+    mesh, canvas = make_mesh(sizes), Canvas.of(1024, 1024, 8)
+    lowered = lower_step(
+        FluxConfig.dev(), dtype="bfloat16", mesh=mesh, groups=8, members=2, canvas=canvas, words=512
     )
-    rows, everywhere = batch_sharding(mesh, groups), NamedSharding(mesh, PartitionSpec())
-
-    def array(shape, dtype="float32", place=everywhere):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-    mask = array((batch, config.layers), "bool")
-    state = array((groups, canvas.tokens, 64))
-    lowered = step_latents.lower(
-        abstract,
-        (array((batch, 512, 4096), "bfloat16", rows), array((batch, 768), "bfloat16", rows)),
-        array((batch,)),
-        position_ids(canvas.rows, canvas.columns),
-        array((batch, canvas.tokens, 64), place=rows),
-        Step(array(()), array(()), array(()), mask, mask, state, state, array((), "bool")),
-        sharding=rows,
-        kernel="xla",
-    )
-    assert lowered.out_info.shape == (batch, canvas.tokens, 64)
+    assert lowered.out_info.shape == (16, canvas.tokens, 64)
     text = lowered.as_text()
     # Layers are scanned, not unrolled: 57 copies would make the program ten times as long.
     assert text.count("stablehlo.while") >= 2 and len(text) < 400_000

@@ -13,20 +13,22 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from sflow_jax.checkpoint import load_info, save_info
-from sflow_jax.console import Command, one_line_errors, parse_layers
-from sflow_jax.control import check_layers
+from sflow_jax.checkpoint import ModelInfo, load_info, save_info
+from sflow_jax.console import Command, one_line_errors, parse_layers, parse_place
+from sflow_jax.distributed import join
 from sflow_jax.embedded import NAME as EMBEDDED
 from sflow_jax.embedded import resolve
 from sflow_jax.features import Features, load_features
 from sflow_jax.options import load, optional_model_options, record
-from sflow_jax.pipeline import StableFlow
+from sflow_jax.pipeline import StableFlow, resolve_layers
+from sflow_jax.planning import find_info
 from sflow_jax.vitality.adaptive import Elimination
-from sflow_jax.vitality.folder import RunFolder, write_atomically
+from sflow_jax.vitality.dry_run import describe
+from sflow_jax.vitality.folder import MANIFEST, RunFolder, read_manifest, write_atomically
 from sflow_jax.vitality.prompts import BUILTIN, TOYWORLD, load_prompts
 from sflow_jax.vitality.scores import Rule, Variant
 from sflow_jax.vitality.summary import Summary, summarise
-from sflow_jax.vitality.sweep import Plan, Sweep, Worker, make_variants
+from sflow_jax.vitality.sweep import Plan, Sweep, Worker, make_variants, spent
 
 # The paper's scan.
 STEPS, GUIDANCE = 15, 3.5
@@ -45,6 +47,8 @@ SHOWN = 3
     sflow vital -m checkpoints/flux-dev --features checkpoints/dinov2-giant --batch 8 --adaptive --out vital --save
 
     sflow vital -m gs://bucket/flux-dev --features gs://bucket/dinov2 --worker 3/8 --out gs://bucket/vital
+
+    sflow vital -m flux-dev --dry-run --mesh tensor=4 --step-seconds 1.5
 
     sflow vital --compare vital-15-steps vital-4-steps --out compared
     """,
@@ -68,6 +72,12 @@ SHOWN = 3
 @click.option("--adaptive", is_flag=True, help="Stop measuring a layer once its place is clear.")
 @click.option("--error", type=float, default=0.05, show_default=True, help="Of --adaptive: chance of another set.")
 @click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
+@click.option("--coordinator", help="Share among processes that know each other: auto (pods, SLURM) or HOST:PORT.")
+@click.option("--process", help="Beside --coordinator HOST:PORT: which process this is, such as 2/8.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what it would take; flux-dev and flux-schnell need no files."
+)
+@click.option("--step-seconds", type=float, help="Of --dry-run: seconds of one step of one batch.")
 @click.option("--keep-images", type=click.Choice(["thumbnails", "all", "none"]), default="thumbnails")
 @click.option("--save", is_flag=True, help="Record the vital set in the checkpoint: --layers vital then uses it.")
 @click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
@@ -80,21 +90,26 @@ def vital(compared: tuple[str, str] | None, out: str | None, **asked: Any) -> No
     """
     if compared:
         return compare_runs(compared, out)
-    if asked["model"] is None or out is None:
+    if asked["model"] is None or (out is None and not asked["dry_run"]):
         raise ValueError("--model and --out are needed; or --compare two finished sweeps")
-    rule, worker = rule_of(asked["top"], asked["threshold"]), Worker.parse(asked["worker"])
-    flow, _ = load(asked["model"], asked["dtype"], asked["mesh"])
+    rule = rule_of(asked["top"], asked["threshold"])
+    if asked["dry_run"]:
+        return dry_run(asked, rule, out)
+    worker = worker_of(asked["worker"], asked["coordinator"], asked["process"])
+    flow, _ = load(asked["model"], asked["dtype"], asked["mesh"], alone=True)
     features = load_networks(asked["model"], asked["features"], asked["clip"])
-    plan = plan_of(flow, asked)
-    elimination = Elimination(rule, len(plan.prompts), asked["error"]) if asked["adaptive"] else None
-    if elimination and (asked["windows"] > 1 or asked["pairs"] != "none"):
-        raise ValueError("--adaptive measures layers alone; leave out --windows and --pairs")
+    plan = plan_of(flow.info, asked)
+    elimination = elimination_of(asked, rule, plan)
     settings = settings_of(flow, features, plan, asked, elimination)
-    folder = RunFolder(out, settings)
-    sweep = Sweep(flow, features, plan, folder, worker=worker, keep=keeper(folder, plan, asked["keep_images"]))
-    table = sweep.adaptive(elimination) if elimination else sweep.exhaustive()
+    folder, together = RunFolder(out, settings), asked["coordinator"] is not None
+    sweep = Sweep(
+        flow, features, plan, folder, worker=worker, keep=keeper(folder, plan, asked["keep_images"]),
+        progress=worker.index == 0 or not together,
+    )  # fmt: skip
+    table = sweep.adaptive(elimination) if elimination else sweep.exhaustive(wait=together)
     if table is None:
         click.echo(f"this worker's share is done; the last of {worker.count} workers to finish writes the report")
+    if table is None or (together and worker.index > 0):
         return
     from sflow_jax.vitality.report import write_report  # draws, which takes a second to import
 
@@ -127,6 +142,49 @@ def read_summary(run: str) -> Summary:
     return Summary.from_json(file.read_text())
 
 
+def dry_run(asked: dict[str, Any], rule: Rule, out: str | None) -> None:
+    """Say what the sweep would take."""
+    info, words = find_info(asked["model"])
+    plan, workers = plan_of(info, asked), Worker.parse(asked["worker"]).count
+    if asked["process"] is not None:
+        workers = parse_place(asked["process"], "--process")[1]
+    told = describe(
+        info, words, plan, dtype=asked["dtype"] or "bfloat16", mesh=asked["mesh"], workers=workers,
+        elimination=elimination_of(asked, rule, plan), step_seconds=asked["step_seconds"],
+        picture_seconds=None if out is None else picture_seconds(out),
+    )  # fmt: skip
+    click.echo("\n".join(told))
+
+
+def picture_seconds(out: str) -> float | None:
+    """Seconds a picture, of what a run has done so far; None where there is nothing yet."""
+    if not (epath.Path(out) / MANIFEST).exists():
+        return None
+    pictures, seconds = spent(RunFolder(out, read_manifest(out)))
+    return seconds / pictures if pictures else None
+
+
+def worker_of(worker: str, coordinator: str | None, process: str | None) -> Worker:
+    """This process's share: as told, or its place among the processes that it joins; ValueError for both."""
+    if coordinator is None:
+        if process is not None:
+            raise ValueError("--process needs --coordinator HOST:PORT")
+        return Worker.parse(worker)
+    if Worker.parse(worker) != Worker():
+        raise ValueError("give --worker for processes that share only the folder, or --coordinator, not both")
+    join(coordinator, None if process is None else parse_place(process, "--process"))
+    return Worker(jax.process_index(), jax.process_count())
+
+
+def elimination_of(asked: dict[str, Any], rule: Rule, plan: Plan) -> Elimination | None:
+    """When an adaptive sweep stops, or None for an exhaustive one; ValueError where it has more than layers."""
+    if not asked["adaptive"]:
+        return None
+    if asked["windows"] > 1 or asked["pairs"] != "none":
+        raise ValueError("--adaptive measures layers alone; leave out --windows and --pairs")
+    return Elimination(rule, len(plan.prompts), asked["error"])
+
+
 def rule_of(top: int | None, threshold: float | None) -> Rule:
     """From the options; ValueError for both."""
     if top is not None and threshold is not None:
@@ -154,16 +212,16 @@ def load_networks(model: str, features: str | None, clip: str | None) -> dict[st
     return found
 
 
-def plan_of(flow: StableFlow, asked: dict[str, Any]) -> Plan:
+def plan_of(info: ModelInfo, asked: dict[str, Any]) -> Plan:
     """What to paint, from the options."""
     source = asked["prompts"] or (TOYWORLD if asked["model"] == EMBEDDED else BUILTIN)
     prompts = load_prompts(source)[: asked["limit"]]
-    layers = flow.resolve_layers(parse_layers(asked["layers"]))
+    layers = resolve_layers(info, parse_layers(asked["layers"]))
     if not layers:
         raise ValueError("--layers names no layer to measure")
-    pairs = check_layers(flow.resolve_layers(parse_layers(asked["pairs"])), flow.layers)
+    pairs = resolve_layers(info, parse_layers(asked["pairs"]))
     variants = make_variants(layers, asked["steps"], windows=asked["windows"], pairs=pairs)
-    size = {name: asked[name] or flow.info.picture_size for name in ("height", "width")}
+    size = {name: asked[name] or info.picture_size for name in ("height", "width")}
     return Plan(
         tuple(prompts), asked["seeds"], asked["steps"], asked["guidance"], **size, batch=asked["batch"],
         variants=variants,
@@ -205,8 +263,7 @@ def picture_name(plan: Plan, reference: int, variant: Variant | None) -> str:
     if variant is None:
         return f"{name}-reference"
     name += f"-without-{'+'.join(map(str, variant.layers))}"
-    whole = (variant.first, variant.last) == (0, plan.steps)
-    return name if whole else f"{name}-in-steps-{variant.first}-{variant.last - 1}"
+    return name if plan.spans_all_steps(variant) else f"{name}-in-steps-{variant.first}-{variant.last - 1}"
 
 
 def keeper(folder: RunFolder, plan: Plan, keep: str) -> Callable[[int, Variant | None, np.ndarray], None] | None:
@@ -257,7 +314,7 @@ def _picture(folder: RunFolder, name: str) -> np.ndarray | None:
 
 def costs(sweep: Sweep) -> dict[str, Any]:
     """What the run took; seconds are of all workers together."""
-    painted, seconds = sweep.spent()
+    painted, seconds = spent(sweep.folder)
     told = record("", {}, {})
     return {
         "pictures": painted,

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from tqdm.auto import tqdm
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.console import parse_place
 from sflow_jax.control import LayerControl, check_layers
 from sflow_jax.features import Features
 from sflow_jax.latents import Canvas, draw_noise, to_uint8
@@ -65,12 +66,35 @@ class Plan:
 
     def is_layer(self, variant: Variant) -> bool:
         """Whether it is one layer bypassed in all steps."""
-        return len(variant.layers) == 1 and (variant.first, variant.last) == (0, self.steps)
+        return len(variant.layers) == 1 and self.spans_all_steps(variant)
+
+    def spans_all_steps(self, variant: Variant) -> bool:
+        """Whether its layers are bypassed from the first step to the last."""
+        return (variant.first, variant.last) == (0, self.steps)
+
+    @property
+    def edges(self) -> list[int]:
+        """Steps at which windows begin, but for the very first: up to there their pictures are the reference's."""
+        return sorted({variant.first for variant in self.variants} - {0})
 
     def units(self, prompts: Iterable[int], variants: Iterable[int]) -> Units:
-        """(reference, variant) of every combination, prompt by prompt."""
+        """(reference, variant) of every combination: as many references as a batch has, variant by variant.
+
+        So most batches have one variant, and begin where its window begins.
+        """
         references = [prompt * self.seeds + seed for prompt in prompts for seed in range(self.seeds)]
-        return np.array(list(itertools.product(references, variants)), int).reshape(-1, 2)
+        blocks = [references[start : start + self.batch] for start in range(0, len(references), self.batch)]
+        variants = list(variants)
+        units = [pair[::-1] for block in blocks for pair in itertools.product(variants, block)]
+        return np.array(units, int).reshape(-1, 2)
+
+    def batches(self, units: Units) -> list[np.ndarray]:
+        """Of one size, but for the last."""
+        return [units[start : start + self.batch] for start in range(0, len(units), self.batch)]
+
+    def first_step(self, units: Units) -> int:
+        """Where a batch begins: before it nothing is bypassed in any of its pictures."""
+        return min(self.variants[variant].first for variant in units[:, 1])
 
 
 def make_variants(
@@ -106,10 +130,7 @@ class Worker:
     @classmethod
     def parse(cls, text: str) -> "Worker":
         """From "2/4", the second of four; ValueError for anything else."""
-        index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise ValueError(f"--worker must be such as 1/4 to 4/4, found {text!r}")
-        return cls(int(index) - 1, int(count))
+        return cls(*parse_place(text, "--worker"))
 
     def share(self, batches: int) -> range:
         """Contiguous, so that few references are needed by two workers."""
@@ -134,6 +155,16 @@ def _compare(
         "psnr": picture_psnr(pictures, references),
         "ssim": picture_ssim(pictures, references),
     }
+
+
+def spent(folder: RunFolder) -> tuple[int, float]:
+    """Pictures painted so far, references too, and seconds of painting and scoring, by all workers."""
+    pictures, seconds = 0, 0.0
+    for file in folder.finished().values():
+        part = folder.load(file) or {}
+        pictures += len(part.get("units", [None]))
+        seconds += float(part.get("seconds", 0.0))
+    return pictures, seconds
 
 
 class Sweep:
@@ -161,11 +192,11 @@ class Sweep:
             name: np.full((len(plan.prompts), plan.seeds, len(plan.variants)), np.nan) for name in MEASURES
         }
 
-    def exhaustive(self) -> Table | None:
-        """Every variant on every prompt; None if other workers have parts of it left to do."""
+    def exhaustive(self, *, wait: bool = False) -> Table | None:
+        """Every variant on every prompt; None if other workers have parts of it left to do, unless told to wait."""
         units = self.plan.units(range(len(self.plan.prompts)), range(len(self.plan.variants)))
         with self._bar(len(units)) as bar:
-            missing = self._round("all", units, bar)
+            missing = self._wait("all", units, bar) if wait else self._round("all", units, bar)
         return None if missing else self._table()
 
     def adaptive(self, elimination: Elimination) -> Table:
@@ -197,19 +228,9 @@ class Sweep:
                 self._enter(part)
         return missing
 
-    def spent(self) -> tuple[int, float]:
-        """Pictures painted, references too, and seconds of painting and scoring, by all workers."""
-        pictures, seconds = 0, 0.0
-        for file in self.folder.finished().values():
-            part = self.folder.load(file) or {}
-            pictures += len(part.get("units", [None]))
-            seconds += float(part.get("seconds", 0.0))
-        return pictures, seconds
-
     def _round(self, name: str, units: Units, bar: tqdm) -> Batches:
         """Do this worker's share of the round's batches that are not there yet; those that are left to others."""
-        size = self.plan.batch
-        batches = {start // size: units[start : start + size] for start in range(0, len(units), size)}
+        batches = dict(enumerate(self.plan.batches(units)))
         missing, share = self._collect(name, batches), self.worker.share(len(batches))
         bar.update(len(units) - sum(map(len, missing.values())))
         for number in [number for number in missing if number in share]:
@@ -220,8 +241,8 @@ class Sweep:
             bar.set_postfix_str(self._top())
         return missing
 
-    def _wait(self, name: str, units: Units, bar: tqdm) -> None:
-        """This worker's share, then the other workers'."""
+    def _wait(self, name: str, units: Units, bar: tqdm) -> Batches:
+        """This worker's share, then the other workers'; none is left. ValueError if nothing comes for long."""
         missing = self._round(name, units, bar)
         deadline = time.monotonic() + PATIENCE
         while missing := self._collect(name, before := missing):
@@ -234,6 +255,7 @@ class Sweep:
                 )
             bar.set_postfix_str(f"waiting for {len(missing)} batches of other workers")
             time.sleep(POLL)
+        return missing
 
     def _measure(self, units: Units) -> dict[str, np.ndarray]:
         """Paint and score one batch."""
@@ -246,9 +268,12 @@ class Sweep:
             control = control.bypassing(
                 variant.layers, steps=slice(variant.first, variant.last), elements=[element]
             )
-        pictures = self._paint(rows[:, 0], control)
         references = [self.known_references[i] for i in rows[:, 0]]
         stacked = {name: np.stack([reference[name] for reference in references]) for name in references[0]}
+        first = self.plan.first_step(units)
+        latents = stacked["latents"][:, self.plan.edges.index(first)] if first else self._noise(rows[:, 0])
+        latents = self._denoise(rows[:, 0], latents, control, (first, self.plan.steps))
+        pictures = self._decode(latents)
         scores = _compare(
             _describe(self.features, pictures),
             {name: stacked[name] for name in self.features},
@@ -273,36 +298,59 @@ class Sweep:
             if part is not None:
                 self.known_references[number] = part
                 wanted.remove(number)
-        # A few ahead of need, so that no batch of references is half empty.
-        last = len(self.plan.prompts) * self.plan.seeds
-        while wanted:
-            ahead = [i for i in range(wanted[0], min(wanted[0] + self.plan.batch, last))]
-            rows = np.array([ahead[min(i, len(ahead) - 1)] for i in range(self.plan.batch)])
-            control = LayerControl.none(self.plan.steps, len(rows), self.flow.layers)
-            pictures = self._paint(rows, control)
-            features = {name: np.asarray(x) for name, x in _describe(self.features, pictures).items()}
-            for row, number in enumerate(ahead):
-                part = {"picture": pictures[row], **{name: x[row] for name, x in features.items()}}
+        # Always the same batches of references, whatever is there already: a resumed sweep gives the same numbers.
+        for block in sorted({number // self.plan.batch for number in wanted}):
+            self._paint_block(block)
+
+    def _paint_block(self, block: int) -> None:
+        """References `block` × batch and following, as the edges of windows need them and at the end."""
+        plan, start = self.plan, block * self.plan.batch
+        numbers = list(range(start, min(start + plan.batch, len(plan.prompts) * plan.seeds)))
+        rows = np.minimum(np.arange(start, start + plan.batch), numbers[-1])
+        control = LayerControl.none(plan.steps, len(rows), self.flow.layers)
+        latents, states = self._noise(rows), []
+        for first, last in itertools.pairwise([0, *plan.edges, plan.steps]):
+            latents = self._denoise(rows, latents, control, (first, last))
+            states.append(np.asarray(latents))
+        pictures = self._decode(latents)
+        features = {name: np.asarray(x) for name, x in _describe(self.features, pictures).items()}
+        for row, number in enumerate(numbers):
+            part = {"picture": pictures[row], **{name: x[row] for name, x in features.items()}}
+            if plan.edges:
+                part["latents"] = np.stack([state[row] for state in states[:-1]])
+            if number not in self.known_references:
                 self.folder.save(f"reference-{number:06d}", part)
                 self.keep(number, None, pictures[row])
                 self.known_references[number] = part
-            wanted = [i for i in wanted if i not in self.known_references]
 
-    def _paint(self, references: Int[np.ndarray, " b"], control: LayerControl) -> UInt8[np.ndarray, "b y x 3"]:
-        """Pictures of the references' prompts from the references' noise."""
+    def _noise(self, references: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b s c"]:
+        """The references' noise."""
+        channels = self.flow.transformer.config.in_channels
+        return np.stack([draw_noise(int(i), self.canvas.tokens, channels) for i in references])
+
+    def _denoise(
+        self,
+        references: Int[np.ndarray, " b"],
+        latents: Float[AnyArray, "b s c"],
+        control: LayerControl,
+        between: tuple[int, int],
+    ) -> Float[Array, "b s c"]:
+        """The references' prompts, from latents before one step to latents before another."""
         plan = self.plan
         texts = [self.encode(plan.prompts[i // plan.seeds]) for i in references]
-        channels = self.flow.transformer.config.in_channels
-        latents = self.flow.denoise(
-            np.stack([draw_noise(int(i), self.canvas.tokens, channels) for i in references]),
+        return self.flow.denoise(
+            latents,
             Conditioning(*(jnp.concatenate([getattr(x, name) for x in texts]) for name in ("text", "pooled"))),
             control,
             guidance=np.full(len(references), plan.guidance, np.float32),
             height=plan.height,
             width=plan.width,
             groups=len(references),
+            between=between,
         )
-        return to_uint8(self.flow.decode(latents, height=plan.height, width=plan.width))
+
+    def _decode(self, latents: Float[AnyArray, "b s c"]) -> UInt8[np.ndarray, "b y x 3"]:
+        return to_uint8(self.flow.decode(latents, height=self.plan.height, width=self.plan.width))
 
     def _enter(self, part: dict[str, np.ndarray]) -> None:
         """A part's scores, into the table."""

@@ -79,3 +79,32 @@ def test_features_are_asked_for(checkpoint, tmp_path, capsys):
     assert run(cli, "vital", "--model", checkpoint, "--out", tmp_path / "run") == 2
     assert "--features is needed" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_size_dry_run_needs_no_files(capsys):
+    options = ("--mesh", "data=2,tensor=4", "--step-seconds", 2, "--worker", "1/4", "--adaptive")
+    assert run(cli, "vital", "--model", "flux-dev", "--dry-run", *options) == 0
+    told = capsys.readouterr().out
+    assert "3,648 pictures" in told and "464 of 8, 6,960 steps" in told and "[8, 4096, 64]" in told
+    # 11.9 billion weights of two bytes, nearly all of them split over four devices.
+    assert 5.5 < float(told.split("transformer")[1].split()[0]) < 5.8
+    assert "at least 348" in told and "0:58:00" in told
+
+
+def test_a_dry_run_takes_its_time_from_a_run_that_has_begun(arguments, finished, capsys):
+    assert run(cli, *arguments, "--dry-run", "--out", finished) == 0
+    assert "as measured in this run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--model", "flux-krea"), "no checkpoint at"),
+        (("--model", "flux-dev", "--mesh", "tensor=7"), "cannot be split over tensor=7"),
+        (("--model", "flux-dev", "--mesh", "tensor=16"), "start anew"),
+        (("--model", "flux-dev", "--layers", "vital"), "does not say which"),
+    ],
+)
+def test_bad_dry_runs(options, message, capsys):
+    assert run(cli, "vital", "--dry-run", *options) == 2
+    assert message in capsys.readouterr().err

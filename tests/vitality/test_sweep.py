@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from sflow_jax.control import LayerControl
 from sflow_jax.features import load_features
+from sflow_jax.latents import Canvas, draw_noise, to_uint8
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.folder import RunFolder
 from sflow_jax.vitality.prompts import PROMPTS, load_prompts
@@ -58,6 +60,22 @@ def test_scores_are_those_of_plain_generation(flow, features, plan, whole):
     assert table.values["dino"][1, number] == pytest.approx(cosine, abs=1e-4)
     for values in table.values.values():
         assert values.shape == (2, len(plan.variants)) and np.isfinite(values).all()
+
+
+def test_windows_that_begin_late_start_from_the_reference(flow, features, plan, whole):
+    """A picture bypassed in the second step only, painted again from its noise."""
+    _, table = whole
+    number, variant = next((i, v) for i, v in enumerate(plan.variants) if v.first == 1)
+    canvas = Canvas.of(64, 64, flow.autoencoder.config.downsampling)
+    noise = draw_noise(1, canvas.tokens, flow.transformer.config.in_channels)
+    control = LayerControl.none(2, 2, flow.layers).bypassing(variant.layers, steps=[1], elements=[0])
+    latents = flow.denoise(
+        np.stack([noise, noise]), flow.encode_prompts([WORDS[1]] * 2), control,
+        guidance=np.full(2, 3.5, np.float32), height=64, width=64, groups=2,
+    )  # fmt: skip
+    first, second = np.asarray(features["dino"](to_uint8(flow.decode(latents, height=64, width=64))))
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert 0.999999 > cosine and table.values["dino"][1, number] == pytest.approx(cosine, abs=1e-4)
 
 
 def test_a_sweep_compiles_once(flow, features, plan, whole, tmp_path):
