@@ -4,8 +4,9 @@ import time
 
 import click
 import numpy as np
+from etils import epath
 
-from sflow_jax.checkpoint import abstract_network, load_info
+from sflow_jax.checkpoint import abstract_network
 from sflow_jax.console import (
     Command,
     one_line_errors,
@@ -14,13 +15,16 @@ from sflow_jax.console import (
     quiet_logs,
     use_compilation_cache,
 )
-from sflow_jax.embedded import resolve
+from sflow_jax.features import INFO_FILE as FEATURES_FILE
+from sflow_jax.features import abstract_features
+from sflow_jax.features import load_info as load_features_info
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
 from sflow_jax.models.layers import parameter_count
 from sflow_jax.options import load, model_options, out_option, record, size_options
 from sflow_jax.output import captioned_grid, output_folder
 from sflow_jax.pipeline import EDITS_AT_ONCE
+from sflow_jax.planning import find_info
 from sflow_jax.results import Inversion
 from sflow_jax.sampling import REPLAYS
 from sflow_jax.vitality.command import vital
@@ -216,12 +220,30 @@ def invert(model, dtype, mesh, image, prompt, steps, height, width, nudge, out) 
     click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 
 
-@group.command(cls=Command, epilog="sflow info checkpoints/flux-dev")
+@group.command(
+    cls=Command,
+    epilog="""
+    sflow info checkpoints/flux-dev
+
+    sflow info checkpoints/dinov2-giant
+
+    sflow info flux-schnell
+    """,
+)
 @click.argument("model")
 @one_line_errors
 def info(model: str) -> None:
-    """What a checkpoint is: family, sizes, vital layers, memory."""
-    found = load_info(resolve(model))
+    """What a checkpoint is: family, sizes, vital layers, memory. Published models are known without files.
+
+    Also tells what a converted features folder (DINOv2, CLIP) is.
+    """
+    if (epath.Path(model) / FEATURES_FILE).exists():
+        features = load_features_info(model)
+        count = parameter_count(abstract_features(features))
+        side = "×".join(map(str, features.preprocessing.crop or features.preprocessing.size))
+        click.echo(f"{features.name}, stored as {features.dtype}, {count:,} parameters, sees {side} pixels")
+        return
+    found, _ = find_info(model)
     counts = {name: parameter_count(abstract_network(name, config)) for name, config in found.configs.items()}
     transformer = found.configs["transformer"]
     click.echo(

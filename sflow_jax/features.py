@@ -159,6 +159,11 @@ def load_info(folder: epath.PathLike) -> FeaturesInfo:
     return FeaturesInfo.from_json((folder / INFO_FILE).read_text())
 
 
+def abstract_features(info: FeaturesInfo) -> nnx.Module:
+    """The network of a features folder with shapes instead of arrays."""
+    return abstract(NETWORKS[info.kind], info.config)
+
+
 def load_features(
     checkpoint: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> Features:
@@ -176,7 +181,7 @@ def load_features(
         info, network = import_features(EMBEDDED[str(checkpoint)], "float32" if dtype is None else dtype)
         return Features.of(info, jax.device_put(network, place))
     info = load_info(checkpoint)
-    module = abstract(NETWORKS[info.kind], info.config)
+    module = abstract_features(info)
     places = dict.fromkeys(parameters(module), place)
     return Features.of(
         info, restore_network(checkpoint, ITEM, module, info.dtype if dtype is None else dtype, places)

@@ -8,6 +8,7 @@ from PIL import Image
 from sflow_convert import cli as convert_cli
 
 from sflow_jax import cli
+from sflow_jax.features import EMBEDDED
 
 
 def run(command, *arguments) -> int:
@@ -68,6 +69,15 @@ def test_invert_then_edit(checkpoint, photo_file, tmp_path, capsys):
     told = json.loads((tmp_path / "direct" / "edit.json").read_text())
     assert (told["layers"], told["nudge"], told["guidance"]) == ([0, 2], 1.15, [1.0, 3.0, 3.0])
     assert told["versions"].keys() >= {"sflow_jax", "jax"} and told["seconds"]["edit"] > 0
+
+
+def test_info_of_published_models_and_features(tmp_path, capsys):
+    assert run(cli, "info", "flux-schnell") == 0
+    assert "11,891,178,560 parameters" in capsys.readouterr().out
+    assert run(convert_cli, EMBEDDED["toyworld"], tmp_path / "dino") == 0
+    capsys.readouterr()
+    assert run(cli, "info", tmp_path / "dino") == 0
+    assert "dinov2" in capsys.readouterr().out
 
 
 def test_convert_and_info(source_folder, tmp_path, capsys):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sflow_jax.paths import absolute
+from sflow_jax.paths import absolute, list_folder
 
 MANIFEST = "manifest.json"
 PARTS = "parts"
@@ -52,11 +52,13 @@ class RunFolder:
             raise ValueError(f"{self.path} is a file; choose another folder for --out")
         if (self.path / MANIFEST).exists():
             self._check(read_manifest(self.path))
-        elif self.path.exists() and any(not file.name.startswith(".") for file in self.path.iterdir()):
+        elif any(not file.name.startswith(".") for file in list_folder(self.path)):
             raise ValueError(f"{self.path} has files but no {MANIFEST}; choose a new folder for --out")
-        (self.path / PARTS).mkdir(parents=True, exist_ok=True)
         if not (self.path / MANIFEST).exists():
+            # The first thing in the folder, so that a worker that starts beside this one finds it its own.
+            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        (self.path / PARTS).mkdir(exist_ok=True)
 
     def _check(self, found: dict[str, Any]) -> None:
         # Through JSON, so that tuples compare as the lists that they became.
@@ -70,7 +72,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, epath.Path]:
         """Name → file of every part that is there, not yet read."""
-        found = sorted((self.path / PARTS).iterdir(), key=lambda file: file.name)
+        found = list_folder(self.path / PARTS)
         return {
             file.stem.rpartition("-")[0]: file for file in found if file.suffix == ".npz" and file.name[0] != "."
         }

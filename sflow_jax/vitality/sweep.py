@@ -239,7 +239,8 @@ class Sweep:
             self._enter(part)
             bar.update(len(missing.pop(number)))
             bar.set_postfix_str(self._top())
-        return missing
+        # Of workers that finish at about the same time, the last to save sees the others' parts.
+        return self._collect(name, missing)
 
     def _wait(self, name: str, units: Units, bar: tqdm) -> Batches:
         """This worker's share, then the other workers'; none is left. ValueError if nothing comes for long."""
