@@ -11,6 +11,7 @@ the vital layers found become the embedded model's.
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,26 @@ from tqdm import tqdm
 from sflow_jax.console import use_compilation_cache
 from sflow_jax.control import LayerControl
 from sflow_jax.embedded import ASSETS, VITAL_LAYERS_FILE
+from sflow_jax.features import load_features
 from sflow_jax.metrics import cosine_similarity, psnr
 from sflow_jax.output import captioned_grid
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit, sample_edit
 from sflow_jax.toyworld.reader import AttributeReader, Reading
 from sflow_jax.toyworld.scenes import Scene, sample_scene
-from sflow_jax.vitality.scores import Rule
+from sflow_jax.vitality.folder import RunFolder
+from sflow_jax.vitality.prompts import load_prompts
+from sflow_jax.vitality.scores import Rule, Variant
+from sflow_jax.vitality.summary import summarise
+from sflow_jax.vitality.sweep import Plan, Sweep, make_variants
 
 RESULTS = Path(__file__).parent / "results"
 # Not the seeds of training's own held-out previews.
 SEED = 20_000
 BATCH = 32
 SIZE = 64
-# The paper's scan: 15 steps, guidance 3.5, 64 prompts.
-SCAN_STEPS, SCAN_GUIDANCE, SCAN_PROMPTS = 15, 3.5, 64
+# The paper's scan: 15 steps, guidance 3.5.
+SCAN_STEPS, SCAN_GUIDANCE = 15, 3.5
 NUDGES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
 
 
@@ -122,31 +128,30 @@ def measure_generation(flow: StableFlow, reader: AttributeReader, count: int) ->
 
 
 def measure_vital(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
-    """vitality(ℓ) = 1 − mean cosine similarity of DINO features with and without layer ℓ (paper, equation 1)."""
-    scenes = held_out(SCAN_PROMPTS, SEED + 3)
-    captions = [scene.caption(i) for i, scene in enumerate(scenes)]
-    noise = draw_noise(flow, SCAN_PROMPTS, SEED + 3)
+    """The vital layers as `sflow vital -m toyworld` finds them, and the first prompt's pictures."""
+    plan = Plan(
+        tuple(load_prompts("toyworld")), 1, SCAN_STEPS, SCAN_GUIDANCE, SIZE, SIZE, BATCH,
+        make_variants(range(flow.layers), SCAN_STEPS),
+    )  # fmt: skip
+    shown: dict[int, np.ndarray] = {}
 
-    def pictures(bypass: list[int]) -> np.ndarray:
-        control = lambda b: LayerControl.none(SCAN_STEPS, b, flow.layers).bypassing(bypass)
-        return paint(flow, captions, noise, control, SCAN_GUIDANCE)
+    def keep(reference: int, variant: Variant | None, picture: np.ndarray) -> None:
+        if reference == 0:
+            shown[-1 if variant is None else variant.layers[0]] = picture.astype(np.float32) / 255
 
-    reference = pictures([])
-    features, shown, vitality = reader(reference).features, [reference[0]], []
-    for layer in tqdm(range(flow.layers), desc="bypassing"):
-        images = pictures([layer])
-        shown.append(images[0])
-        vitality.append(1 - float(cosine_similarity(features, reader(images).features).mean()))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunFolder(Path(temporary) / "run", {"plan": str(plan)})
+        table = Sweep(flow, {"dino": load_features("toyworld")}, plan, folder, keep=keep).exhaustive()
+    summary = summarise(table, {"steps": SCAN_STEPS}, Rule())
+    vitality, vital = summary.vitality.tolist(), list(summary.choice.layers)
     titles = ["reference", *(f"without {i}: {v:.3f}" for i, v in enumerate(vitality))]
-    captioned_grid(np.stack(shown), titles, columns=7).save(RESULTS / "bypass.png")
-    # The paper keeps 10 of 57 layers and gives no threshold; ours is where the layers fall into two groups.
-    vital = np.flatnonzero(Rule("auto")(np.array(vitality)))
+    captioned_grid(np.stack([shown[i] for i in sorted(shown)]), titles, columns=7).save(RESULTS / "bypass.png")
     return {
-        "prompts": SCAN_PROMPTS,
+        "prompts": len(plan.prompts),
         "steps": SCAN_STEPS,
         "guidance": SCAN_GUIDANCE,
         "vitality": vitality,
-        "vital": vital.tolist(),
+        "vital": vital,
         "least vital": sorted(np.argsort(vitality)[: len(vital)].tolist()),
     }
 
@@ -324,7 +329,7 @@ def main(parts: tuple[str, ...], pictures: int, save: bool) -> None:
         path.write_text(json.dumps(figures, indent=1) + "\n")
         click.echo(f"{part}: {json.dumps(figures[part])}")
         if part == "vital" and save:
-            origin = f"measured on {SCAN_PROMPTS} held-out captions by benchmarks/toyworld.py"
+            origin = f"measured on {figures[part]['prompts']} held-out captions by benchmarks/toyworld.py"
             told = {"layers": figures[part]["vital"], "origin": origin}
             (ASSETS / VITAL_LAYERS_FILE).write_text(json.dumps(told, indent=1) + "\n")
     (RESULTS / "toyworld.md").write_text(tables(figures))
