@@ -8,8 +8,8 @@ the same in all but error / n of the draws (n layers: Bonferroni) is left out of
 The claim: the set is the exhaustive sweep's with at least 1 − error probability over the order of the prompts, as
 far as means of k prompts are normally distributed and layers that were left out stay where they were. Rounds are
 not counted as further tests; that the claim holds all the same is checked by simulation on recorded sweeps
-(`benchmarks/vitality.py`). It holds for "top" and "threshold" whatever the vitalities, for "auto" where the layers do
-fall into two groups: without any gap its boundary hangs on every layer, and the set is another one more often.
+(`benchmarks/vitality.py`). It holds for "top" and "threshold" whatever the vitalities, and for "auto" where the
+layers do fall into two groups: without any gap its boundary hangs on every layer, and the set differs more often.
 """
 
 import dataclasses
