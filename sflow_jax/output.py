@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from sflow_jax.latents import to_uint8
-from sflow_jax.paths import absolute
+from sflow_jax.paths import absolute, is_remote
 
 MARGIN = 8
 # Small pictures are enlarged (hard pixels) until a grid cell is about this wide, so that captions fit.
@@ -23,7 +24,7 @@ CAPTION_SIZE = 14
 
 
 class Folder:
-    """Files of one command, written under a hidden sibling folder until they are complete."""
+    """Files of one command, written elsewhere until they are complete."""
 
     def __init__(self, path: epath.Path):
         self.path = path
@@ -53,6 +54,13 @@ def output_folder(destination: epath.PathLike) -> Iterator[Folder]:
     destination = absolute(destination)
     if destination.exists() and not destination.is_dir():
         raise ValueError(f"{destination} is a file; choose another folder for --out")
+    if is_remote(destination):
+        # Object stores have no folders to rename, and each file appears there whole.
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Folder(epath.Path(temporary))
+            for file in sorted(epath.Path(temporary).iterdir()):
+                (destination / file.name).write_bytes(file.read_bytes())
+        return
     partial = destination.with_name(f".{destination.name}.partial")
     if partial.exists():
         partial.rmtree()

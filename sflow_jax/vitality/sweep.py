@@ -160,10 +160,12 @@ def _compare(
 def spent(folder: RunFolder) -> tuple[int, float]:
     """Pictures painted so far, references too, and seconds of painting and scoring, by all workers."""
     pictures, seconds = 0, 0.0
-    for file in folder.finished().values():
-        part = folder.load(file) or {}
-        pictures += len(part.get("units", [None]))
-        seconds += float(part.get("seconds", 0.0))
+    for name, file in folder.finished().items():
+        if name.startswith("reference"):  # its seconds are in its batch's
+            pictures += 1
+        elif (part := folder.load(file)) is not None:
+            pictures += len(part["units"])
+            seconds += float(part["seconds"])
     return pictures, seconds
 
 

@@ -184,5 +184,5 @@ def test_the_command_writes_its_report_there(machine, checkpoint, tmp_path, caps
     assert (tmp_path / "run" / "scores.json").read_text() == told
     assert run(cli, *command, "--steps", 3, "--out", RUN) == 2
     assert "steps: 2 there, 3 now" in capsys.readouterr().err
-    assert run(cli, "vital", "--compare", RUN, tmp_path / "run", "--out", tmp_path / "compared") == 0
-    assert (tmp_path / "compared" / "comparison.html").exists()
+    assert run(cli, "vital", "--compare", RUN, tmp_path / "run", "--out", "gs://bucket/compared") == 0
+    assert epath.Path("gs://bucket/compared/comparison.html").exists()
