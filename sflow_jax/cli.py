@@ -21,7 +21,7 @@ from sflow_jax.features import load_info as load_features_info
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
 from sflow_jax.models.layers import parameter_count
-from sflow_jax.options import load, model_options, out_option, record, size_options
+from sflow_jax.options import load, meet, model_options, out_option, record, size_options
 from sflow_jax.output import captioned_grid, output_folder
 from sflow_jax.pipeline import EDITS_AT_ONCE
 from sflow_jax.planning import find_info
@@ -74,15 +74,25 @@ def demo(out) -> None:
 @click.option("--bypass", default="none", help="Layers to leave out, such as 18,25 or 19-56.")
 @out_option
 @one_line_errors
-def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, bypass, out) -> None:
+def generate(
+    model, dtype, mesh, coordinator, process, prompts, steps, height, width, guidance, seed, bypass, out,
+) -> None:  # fmt: skip
     """Generate one picture a prompt: picture-1.png …, grid.png, generate.json."""
     layers = parse_layers(bypass)
-    with output_folder(out) as folder:
+    reports = meet(coordinator, process)
+    with output_folder(out if reports else None) as folder:
         flow, loading = load(model, dtype, mesh)
         layers = flow.resolve_layers(layers)
         start = time.perf_counter()
         made = flow.generate(
-            list(prompts), steps=steps, guidance=guidance, height=height, width=width, seed=seed, bypass=layers
+            list(prompts),
+            steps=steps,
+            guidance=guidance,
+            height=height,
+            width=width,
+            seed=seed,
+            bypass=layers,
+            progress=reports,
         )
         generating = time.perf_counter() - start
         for i, image in enumerate(made.images, 1):
@@ -91,7 +101,8 @@ def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, 
         settings = {"prompts": prompts, "steps": steps or flow.defaults.steps, "seed": seed, "bypass": layers}
         settings |= {"guidance": flow.defaults.guidance if guidance is None else guidance}
         folder.json("generate.json", record(model, settings, {"load": loading, "generate": generating}))
-    click.echo(f"{len(prompts)} pictures in {out}")
+    if reports:
+        click.echo(f"{len(prompts)} pictures in {out}")
 
 
 @group.command(
@@ -134,15 +145,16 @@ def generate(model, dtype, mesh, prompts, steps, height, width, guidance, seed, 
 @out_option
 @one_line_errors
 def edit(
-    model, dtype, mesh, prompt, edits, image, inversion, layers, steps, height, width, guidance, seed,
-    nudge, unnudge, replay, edits_at_once, out,
+    model, dtype, mesh, coordinator, process, prompt, edits, image, inversion, layers, steps, height, width,
+    guidance, seed, nudge, unnudge, replay, edits_at_once, out,
 ) -> None:  # fmt: skip
     """Edit a generated picture or a photo: source.png, edit-1.png …, grid.png, edit.json."""
     layers = parse_layers(layers)
     stored = None if inversion is None else Inversion.load(inversion)
     if image is not None:
         open_picture(image)  # a bad file should not cost a model's loading
-    with output_folder(out) as folder:
+    reports = meet(coordinator, process)
+    with output_folder(out if reports else None) as folder:
         flow, loading = load(model, dtype, mesh)
         start = time.perf_counter()
         made = flow.edit(
@@ -160,6 +172,7 @@ def edit(
             edits_at_once=edits_at_once,
             height=height,
             width=width,
+            progress=reports,
         )
         editing = time.perf_counter() - start
         folder.picture("source.png", made.images[0])
@@ -171,7 +184,8 @@ def edit(
         settings |= {"layers": made.layers, "steps": made.steps, "guidance": made.guidance}
         settings |= {"nudge": made.nudge, "unnudge": unnudge, "replay": replay} if real else {"seed": seed}
         folder.json("edit.json", record(model, settings, {"load": loading, "edit": editing}))
-    click.echo(f"source and {len(edits)} edits in {out}")
+    if reports:
+        click.echo(f"source and {len(edits)} edits in {out}")
 
 
 @group.command(
@@ -189,18 +203,26 @@ def edit(
 @click.option("--nudge", type=float, default=1.15, show_default=True, help="Latent nudging; 1 is none.")
 @out_option
 @one_line_errors
-def invert(model, dtype, mesh, image, prompt, steps, height, width, nudge, out) -> None:
+def invert(model, dtype, mesh, coordinator, process, image, prompt, steps, height, width, nudge, out) -> None:
     """Invert a photo: its path to noise for later edits, reconstruction.png, inversion.json."""
     opened = open_picture(image)
-    with output_folder(out) as folder:
+    reports = meet(coordinator, process)
+    with output_folder(out if reports else None) as folder:
         flow, loading = load(model, dtype, mesh)
         start = time.perf_counter()
-        inversion = flow.invert(opened, prompt, steps=steps, nudge=nudge, height=height, width=width)
+        inversion = flow.invert(
+            opened, prompt, steps=steps, nudge=nudge, height=height, width=width, progress=reports
+        )
         inverting = time.perf_counter() - start
         settings = inversion.settings
         size = {"height": settings["height"], "width": settings["width"]}
         again = flow.generate(
-            [prompt], steps=settings["steps"], guidance=settings["guidance"], noise=inversion.trajectory[-1], **size
+            [prompt],
+            steps=settings["steps"],
+            guidance=settings["guidance"],
+            noise=inversion.trajectory[-1],
+            progress=reports,
+            **size,
         )
         photo = fit_picture(opened, **size).astype(np.float32) / 255
         plain = flow.decode(again.latents / settings["nudge"], **size)
@@ -217,7 +239,8 @@ def invert(model, dtype, mesh, image, prompt, steps, height, width, nudge, out) 
             "psnr_db": {name: round(value, 2) for name, value in figures.items()},
         }
         folder.json("inversion.json", record(model, settings, {"load": loading, "invert": inverting}))
-    click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
+    if reports:
+        click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 
 
 @group.command(

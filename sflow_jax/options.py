@@ -9,6 +9,8 @@ import click
 import jax
 import jax.numpy as jnp
 
+from sflow_jax.console import parse_place
+from sflow_jax.distributed import join
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.sharding import make_mesh, parse_mesh
 
@@ -41,6 +43,11 @@ def _model_options(required: bool) -> Callable:
             help="Weights and computation [float32 on CPU, else bfloat16].",
         ),
         click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
+        click.option(
+            "--coordinator",
+            help="Work together with other processes: auto (TPU pods, SLURM), or the first's HOST:PORT.",
+        ),
+        click.option("--process", help="Beside --coordinator HOST:PORT: which process this is, such as 2/8."),
     )
 
 
@@ -51,6 +58,19 @@ size_options = options(
     click.option("--width", type=int, help="Width in pixels [the model's default]."),
 )
 out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
+
+
+def meet(coordinator: str | None, process: str | None) -> bool:
+    """Join the other processes, if there are any, before anything touches a device; whether this one reports.
+
+    ValueError for options that do not fit, or others that cannot be met.
+    """
+    if coordinator is None:
+        if process is not None:
+            raise ValueError("--process needs --coordinator HOST:PORT")
+        return True
+    join(coordinator, None if process is None else parse_place(process, "--process"))
+    return jax.process_index() == 0
 
 
 def load(model: str, dtype: str | None, mesh: str | None, *, alone: bool = False) -> tuple[StableFlow, float]:

@@ -45,11 +45,15 @@ class Folder:
 
 
 @contextlib.contextmanager
-def output_folder(destination: epath.PathLike) -> Iterator[Folder]:
+def output_folder(destination: epath.PathLike | None) -> Iterator[Folder]:
     """A folder to write into; its files move to `destination` when the block ends well, else vanish.
 
-    Raises ValueError at once if the destination cannot be a folder.
+    None: they vanish anyway (processes that do not report). Raises ValueError at once if the destination cannot be a folder.
     """
+    if destination is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Folder(epath.Path(temporary))
+        return
     # Resolved, since "." and ".." have no name to put a sibling beside.
     destination = absolute(destination)
     if destination.exists() and not destination.is_dir():

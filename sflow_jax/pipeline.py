@@ -25,6 +25,7 @@ from sflow_jax.programs import Run, decode, encode
 from sflow_jax.prompts import TOKENIZERS, Conditioning, PromptEncoder, load_tokenizer
 from sflow_jax.results import Edit, Generation, Inversion
 from sflow_jax.sampling import Schedule, check_steps, denoising_steps, inversion_steps
+from sflow_jax.sharding import on_this_host
 
 logger = logging.getLogger(__name__)
 Layers = str | Iterable[int]
@@ -153,7 +154,7 @@ class StableFlow:
             # The last chunk is filled up with its first row, so that it compiles nothing.
             rows = np.minimum(np.arange(start, start + chunk), batch - 1)
             decoded = decode(self.autoencoder, latents[rows], rows=canvas.rows, columns=canvas.columns)
-            images.append(np.asarray(decoded)[: batch - start])
+            images.append(np.asarray(on_this_host(decoded))[: batch - start])
         return np.concatenate(images)
 
     def generate(
@@ -217,14 +218,16 @@ class StableFlow:
         guidance = self.defaults.real_source_guidance if guidance is None else guidance
         sigmas = self.schedule.sigmas(steps, canvas.tokens)
         conditioning = self.encode_prompts([prompt])
-        nudged = np.asarray(self.encode_image(image, height=canvas.height, width=canvas.width)) * np.float32(nudge)
+        encoded = self.encode_image(image, height=canvas.height, width=canvas.width)
+        nudged = np.asarray(on_this_host(encoded)) * np.float32(nudge)
         control = LayerControl.none(steps, 1, self.layers)
         run = self._run(canvas, conditioning, self._guidance(guidance, 1.0, 1), groups=1)
         with tqdm(total=steps, desc="inverting", unit="step", disable=not progress) as bar:
             states = [nudged, *run(nudged, inversion_steps(sigmas, control, run.nothing), bar)]
         settings = {"prompt": prompt, "steps": steps, "guidance": guidance, "nudge": nudge}
         settings |= {"height": canvas.height, "width": canvas.width}
-        return Inversion(np.concatenate([np.asarray(state) for state in states]), sigmas[::-1].copy(), settings)
+        states = [np.asarray(on_this_host(state)) for state in states]
+        return Inversion(np.concatenate(states), sigmas[::-1].copy(), settings)
 
     def edit(
         self,
@@ -338,7 +341,7 @@ class StableFlow:
         if between is not None:
             path = itertools.islice(path, *between)
         *_, latents = run(noise, path, bar or tqdm(disable=True))
-        return latents
+        return on_this_host(latents)
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
         """Global layer numbers of "vital", "all", "none" or a sequence; ValueError where there are none."""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
@@ -96,6 +98,13 @@ def parameter_shardings(
         path: NamedSharding(mesh, partition_spec(f"{network}.{path}", shape, mesh))
         for path, shape in shapes.items()
     }
+
+
+def on_this_host(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The array itself, or a copy of the whole where processes hold parts of it; then all of them must call this."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return multihost_utils.process_allgather(array, tiled=True)
+    return array
 
 
 def batch_sharding(mesh: Mesh | None, groups: int) -> Sharding:

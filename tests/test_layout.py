@@ -28,13 +28,13 @@ ALLOWED = {
     "output": {"latents", "paths"},
     "pipeline": {
         "arrays", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts", "results",
-        "sampling",
+        "sampling", "sharding",
     },
     "distributed": set(),
     "planning": {"checkpoint", "embedded", "latents", "models", "programs", "prompts", "sampling", "sharding"},
-    "options": {"pipeline", "sharding"},
+    "options": {"console", "distributed", "pipeline", "sharding"},
     "vitality": {
-        "arrays", "checkpoint", "console", "control", "distributed", "embedded", "features", "latents", "metrics",
+        "arrays", "checkpoint", "console", "control", "embedded", "features", "latents", "metrics",
         "options", "output", "paths", "pipeline", "planning", "prompts", "sharding", "toyworld", "vitality",
     },
 }  # fmt: skip

@@ -15,11 +15,10 @@ from PIL import Image
 
 from sflow_jax.checkpoint import ModelInfo, load_info, save_info
 from sflow_jax.console import Command, one_line_errors, parse_layers, parse_place
-from sflow_jax.distributed import join
 from sflow_jax.embedded import NAME as EMBEDDED
 from sflow_jax.embedded import resolve
 from sflow_jax.features import Features, load_features
-from sflow_jax.options import load, optional_model_options, record
+from sflow_jax.options import load, meet, optional_model_options, record
 from sflow_jax.pipeline import StableFlow, resolve_layers
 from sflow_jax.planning import find_info
 from sflow_jax.vitality.adaptive import Elimination
@@ -72,8 +71,6 @@ SHOWN = 3
 @click.option("--adaptive", is_flag=True, help="Stop measuring a layer once its place is clear.")
 @click.option("--error", type=float, default=0.05, show_default=True, help="Of --adaptive: chance of another set.")
 @click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
-@click.option("--coordinator", help="Share among processes that know each other: auto (pods, SLURM) or HOST:PORT.")
-@click.option("--process", help="Beside --coordinator HOST:PORT: which process this is, such as 2/8.")
 @click.option(
     "--dry-run", is_flag=True, help="Only say what it would take; flux-dev and flux-schnell need no files."
 )
@@ -166,14 +163,11 @@ def picture_seconds(out: str) -> float | None:
 
 def worker_of(worker: str, coordinator: str | None, process: str | None) -> Worker:
     """This process's share: as told, or its place among the processes that it joins; ValueError for both."""
-    if coordinator is None:
-        if process is not None:
-            raise ValueError("--process needs --coordinator HOST:PORT")
-        return Worker.parse(worker)
-    if Worker.parse(worker) != Worker():
+    told = Worker.parse(worker)
+    if coordinator is not None and told != Worker():
         raise ValueError("give --worker for processes that share only the folder, or --coordinator, not both")
-    join(coordinator, None if process is None else parse_place(process, "--process"))
-    return Worker(jax.process_index(), jax.process_count())
+    meet(coordinator, process)
+    return told if coordinator is None else Worker(jax.process_index(), jax.process_count())
 
 
 def elimination_of(asked: dict[str, Any], rule: Rule, plan: Plan) -> Elimination | None:

@@ -1,0 +1,105 @@
+"""Real processes under `jax.distributed` on this machine: one mesh over all of them, and shares of a sweep."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import CACHE, relative
+from PIL import Image
+from test_cli import run
+
+from sflow_jax import cli
+from sflow_jax.results import Inversion
+
+PATIENCE = 240
+
+
+def start(*arguments, devices: int = 1) -> subprocess.Popen:
+    """`sflow` in a process of its own, with so many fake CPU devices."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [Path(sys.executable).with_name("sflow"), *arguments]
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def arguments(checkpoint, tmp_path_factory):
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("a red cat\na dog\nthe sea\n")
+    plan = ("--steps", 2, "--batch", 2, "--height", 64, "--width", 64, "--prompts", prompts)
+    return ("vital", "--model", checkpoint, "--features", "toyworld", "--top", 2, *plan)
+
+
+def start_together(*arguments, count: int, devices: int = 1) -> list[subprocess.Popen]:
+    """The same command in several processes that know each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    places = [("--coordinator", coordinator, "--process", f"{i}/{count}") for i in range(1, count + 1)]
+    return [start(*arguments, *place, devices=devices) for place in places]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
+    """What each said; all must succeed."""
+    told = [process.communicate(timeout=PATIENCE) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), told
+    return told
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_paint_together_what_one_paints(count, wide_checkpoint, tmp_path):
+    """An edit of a generated picture, tensors split over two devices a process and data over processes."""
+    edit = ("edit", "-m", wide_checkpoint, "-p", "a red cat", "-e", "a dog", "--layers", "0,3", "--steps", 2)
+    together = start_together(
+        *edit, "--mesh", f"fsdp={count},tensor=2", "--out", tmp_path / "together", count=count, devices=2
+    )
+    told = finish([*together, start(*edit, "--out", tmp_path / "alone")])
+    assert "source and 1 edits" in told[0][0] and not told[1][0]
+    for name in ("source.png", "edit-1.png"):
+        ours, expected = (np.asarray(Image.open(tmp_path / run / name), float) for run in ("together", "alone"))
+        # Rounding to levels may fall either way.
+        assert np.abs(ours - expected).max() <= 1 and np.ptp(expected) > 10
+
+
+def test_two_processes_invert_together(wide_checkpoint, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    invert = ("invert", "-m", wide_checkpoint, "-p", "a ramp", "--image", tmp_path / "photo.png", "--steps", 2)
+    together = start_together(*invert, "--mesh", "tensor=2", "--out", tmp_path / "together", count=2)
+    finish([*together, start(*invert, "--out", tmp_path / "alone")])
+    ours, expected = (Inversion.load(tmp_path / run).trajectory for run in ("together", "alone"))
+    assert relative(ours, expected) <= 1e-5
+
+
+def test_two_processes_give_the_scores_of_one(arguments, tmp_path):
+    together = start_together(*arguments, "--out", tmp_path / "two", count=2)
+    told = finish([*together, start(*arguments, "--out", tmp_path / "one")])
+    assert (tmp_path / "two" / "scores.json").read_text() == (tmp_path / "one" / "scores.json").read_text()
+    # Only the first process reports.
+    assert "vital layers" in told[0][0] and not told[1][0]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--process", "1/2"), "--process needs --coordinator"),
+        (("--coordinator", "localhost:1"), "give --process"),
+        (("--coordinator", "auto", "--process", "1/2"), "not beside auto"),
+        (("--coordinator", "auto", "--worker", "1/2"), "not both"),
+        (("--coordinator", "localhost:1", "--process", "3/2"), "--process must be"),
+    ],
+)
+def test_bad_input(arguments, tmp_path, options, message, capsys):
+    assert run(cli, *arguments, "--out", tmp_path / "run", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert jax.process_count() == 1
