@@ -48,7 +48,8 @@ class Folder:
 def output_folder(destination: epath.PathLike | None) -> Iterator[Folder]:
     """A folder to write into; its files move to `destination` when the block ends well, else vanish.
 
-    None: they vanish anyway (processes that do not report). Raises ValueError at once if the destination cannot be a folder.
+    None: they vanish anyway (processes that do not report). Raises ValueError at once if the destination cannot be
+    a folder.
     """
     if destination is None:
         with tempfile.TemporaryDirectory() as temporary:

@@ -101,7 +101,7 @@ def parameter_shardings(
 
 
 def on_this_host(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """The array itself, or a copy of the whole where processes hold parts of it; then all of them must call this."""
+    """The array itself, or a copy of the whole where processes hold parts of it; all of them must call this."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return multihost_utils.process_allgather(array, tiled=True)
     return array
