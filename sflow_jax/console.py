@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 
 import click
@@ -38,7 +39,11 @@ def one_line_errors(command: Callable) -> Callable:
             raise click.exceptions.UsageError(str(error)) from error
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                if not jax.distributed.is_initialized():
+                    raise
+                raise click.exceptions.UsageError(
+                    f"another process was lost ({str(error).splitlines()[0]}); start all of them again"
+                ) from error
             raise click.exceptions.UsageError(
                 "out of device memory: choose a smaller picture, fewer edits at once, or more devices with --mesh"
             ) from error
@@ -93,6 +98,10 @@ def plain_usage_errors():
         raise SystemExit(stop.exit_code) from stop
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
+        if jax.distributed.is_initialized():
+            # Leaving in order would wait for the other processes, which wait for this one.
+            sys.stdout.flush()
+            os._exit(2)
         raise SystemExit(2) from error
     except click.Abort as stop:
         click.echo("Stopped.", err=True)

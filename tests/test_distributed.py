@@ -1,6 +1,7 @@
 """Real processes under `jax.distributed` on this machine: one mesh over all of them, and shares of a sweep."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -78,6 +79,23 @@ def test_two_processes_invert_together(wide_checkpoint, photo, tmp_path):
     finish([*together, start(*invert, "--out", tmp_path / "alone")])
     ours, expected = (Inversion.load(tmp_path / run).trajectory for run in ("together", "alone"))
     assert relative(ours, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_dies_ends_the_other(lost, wide_checkpoint, tmp_path):
+    edit = ("edit", "-m", wide_checkpoint, "-p", "a cat", "-e", "a dog", "--layers", "0", "--steps", 9000)
+    both = start_together(*edit, "--mesh", "tensor=2", "--out", tmp_path / "out", count=2)
+    said = ""
+    while not re.search(r" [1-9]\d*/9000", said):
+        read = both[0].stderr.read(1)
+        assert read, said
+        said += read
+    both[lost].kill()
+    _, error = both[1 - lost].communicate(timeout=PATIENCE)
+    both[lost].communicate()
+    assert both[1 - lost].returncode != 0
+    assert "another process was lost" in error and "start all of them again" in error
+    assert "Traceback" not in error and not (tmp_path / "out").exists()
 
 
 def test_two_processes_give_the_scores_of_one(arguments, tmp_path):
