@@ -92,7 +92,7 @@ def test_killed_at_any_moment_a_sweep_ends_with_the_same_scores(arguments, whole
             assert int(forker.stdout.readline()) == -signal.SIGKILL, f"it ended before {moment} parts were there"
     assert not (folder / "scores.json").exists()
     # As a process leaves it that is killed while it writes.
-    half = next((folder / "parts").glob("[!.]*.npz"))
+    half = next((folder / "parts").glob("all-*.npz"))
     (folder / "parts" / f".{half.name}.1-00000000.partial").write_bytes(half.read_bytes()[:100])
     half.unlink()
     finish([start(*arguments, "--out", folder)])
