@@ -3,14 +3,25 @@
 Axes: b batch, l joint tokens (text first, then image), h heads, k head dimension.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
+from sflow_jax.sharding import TENSOR, platform
+
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+AUTOMATIC = "auto"
+# Below so many tokens the scores are small, and XLA's fused products need no kernel.
+SHORT = 512
+# Splash attention works in blocks of whole lanes, so many tokens at most.
+LANES, LARGEST_BLOCK = 128, 1024
+# Share of padded tokens that a larger block is worth.
+PADDING = 0.03
 
 
 def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -25,7 +36,56 @@ def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
     return (mixed / totals.swapaxes(1, 2)[..., None]).astype(value.dtype)
 
 
-KERNELS: dict[str, Kernel] = {"xla": xla_attention}
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """cuDNN's flash attention (NVIDIA GPUs, 16-bit numbers); memory linear in the tokens."""
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def block_size(tokens: int) -> int:
+    """Tokens a block of splash attention: as many as possible while padding stays below `PADDING`, or is least."""
+    blocks = range(LARGEST_BLOCK, 0, -LANES)
+    return next(
+        (block for block in blocks if -tokens % block <= PADDING * tokens),
+        min(blocks, key=lambda block: -tokens % block),
+    )
+
+
+def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Splash attention (TPUs); memory linear in the tokens. interpret: run the kernel step by step, anywhere."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a while to import
+
+    _, tokens, heads, width = query.shape
+    block = block_size(tokens)
+    length = tokens + -tokens % block
+    # Heads are padded to whole lanes with zeros, tokens to whole blocks, which a segment of their own hides.
+    spare = ((0, 0), (0, 0), (0, length - tokens), (0, -width % LANES))
+    padded = [jnp.pad(x.swapaxes(1, 2), spare) for x in (query * width**-0.5, key, value)]
+    segments = None
+    if length > tokens:
+        segment = jnp.asarray(np.arange(length) >= tokens, jnp.int32)
+        segments = splash.SegmentIds(q=segment, kv=segment)
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        block_sizes=splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
+        interpret=interpret,
+    )
+    mixed = jax.vmap(lambda query, key, value: kernel(query, key, value, segments))(*padded)
+    return mixed[:, :, :tokens, :width].swapaxes(1, 2)
+
+
+KERNELS: dict[str, Kernel] = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}
+
+
+def choose_kernel(device: str, tokens: int, head_dim: int, dtype: jnp.dtype) -> str:
+    """The kernel for a platform: XLA's on CPUs and for short sequences, cuDNN's on GPUs, splash on TPUs.
+
+    cuDNN takes 16-bit numbers and heads of at most 128 (a multiple of 8); XLA does the others.
+    """
+    if tokens < SHORT:
+        return "xla"
+    if device == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128 and head_dim % 8 == 0:
+        return "cudnn"
+    return "splash" if device == "tpu" else "xla"
 
 
 def joint_attention(
@@ -33,15 +93,37 @@ def joint_attention(
     key: Float[Array, "b l h k"],
     value: Float[Array, "b l h k"],
     *,
-    kernel: str = "xla",
+    kernel: str = AUTOMATIC,
+    sharding: Sharding | None = None,
 ) -> Float[Array, "b l h k"]:
     """Full attention over text and image tokens, no mask, scores divided by sqrt(k).
 
-    `kernel` names an entry of `KERNELS`; raises ValueError for another name.
+    kernel: an entry of `KERNELS`, or "auto", see `choose_kernel`. sharding: how arrays with a batch axis are
+    placed; on a mesh every device computes its own heads and groups. Raises ValueError for another kernel's
+    name, and for cuDNN with numbers or heads that it does not take.
     """
+    device, width = platform(sharding), query.shape[-1]
+    if kernel == AUTOMATIC:
+        kernel = choose_kernel(device, query.shape[1], width, query.dtype)
     if kernel not in KERNELS:
-        raise ValueError(f"unknown attention kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
-    return KERNELS[kernel](query, key, value)
+        raise ValueError(f"unknown attention kernel {kernel!r}; choose one of {', '.join((AUTOMATIC, *KERNELS))}")
+    if kernel == "xla":
+        return xla_attention(query, key, value)
+    if kernel == "cudnn" and choose_kernel("gpu", SHORT, width, query.dtype) != "cudnn":
+        raise ValueError(
+            f"cuDNN's attention takes 16-bit numbers and heads of at most 128, found {query.dtype} and heads of "
+            f"{width}; choose --attention xla, or --dtype bfloat16"
+        )
+    compute = KERNELS[kernel]
+    if kernel == "splash":
+        compute = functools.partial(splash_attention, interpret=device != "tpu")
+    if isinstance(sharding, NamedSharding):
+        # Custom kernels cannot be split by the compiler.
+        spec = PartitionSpec(*(sharding.spec or (None,)), None, TENSOR, None)
+        compute = jax.shard_map(
+            compute, mesh=sharding.mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+        )
+    return compute(query, key, value)
 
 
 def rotary_angles(

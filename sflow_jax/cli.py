@@ -21,7 +21,7 @@ from sflow_jax.features import load_info as load_features_info
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
 from sflow_jax.models.layers import parameter_count
-from sflow_jax.options import load, meet, model_options, out_option, record, size_options
+from sflow_jax.options import model_options, out_option, record, size_options
 from sflow_jax.output import captioned_grid, output_folder
 from sflow_jax.pipeline import EDITS_AT_ONCE
 from sflow_jax.planning import find_info
@@ -74,14 +74,12 @@ def demo(out) -> None:
 @click.option("--bypass", default="none", help="Layers to leave out, such as 18,25 or 19-56.")
 @out_option
 @one_line_errors
-def generate(
-    model, dtype, mesh, coordinator, process, prompts, steps, height, width, guidance, seed, bypass, out,
-) -> None:  # fmt: skip
+def generate(chosen, prompts, steps, height, width, guidance, seed, bypass, out) -> None:
     """Generate one picture a prompt: picture-1.png …, grid.png, generate.json."""
     layers = parse_layers(bypass)
-    reports = meet(coordinator, process)
+    reports = chosen.meet()
     with output_folder(out if reports else None) as folder:
-        flow, loading = load(model, dtype, mesh)
+        flow, loading = chosen.load()
         layers = flow.resolve_layers(layers)
         start = time.perf_counter()
         made = flow.generate(
@@ -100,7 +98,7 @@ def generate(
         folder.image("grid.png", captioned_grid(made.images, prompts))
         settings = {"prompts": prompts, "steps": steps or flow.defaults.steps, "seed": seed, "bypass": layers}
         settings |= {"guidance": flow.defaults.guidance if guidance is None else guidance}
-        folder.json("generate.json", record(model, settings, {"load": loading, "generate": generating}))
+        folder.json("generate.json", record(chosen.model, settings, {"load": loading, "generate": generating}))
     if reports:
         click.echo(f"{len(prompts)} pictures in {out}")
 
@@ -145,17 +143,17 @@ def generate(
 @out_option
 @one_line_errors
 def edit(
-    model, dtype, mesh, coordinator, process, prompt, edits, image, inversion, layers, steps, height, width,
-    guidance, seed, nudge, unnudge, replay, edits_at_once, out,
+    chosen, prompt, edits, image, inversion, layers, steps, height, width, guidance, seed, nudge, unnudge, replay,
+    edits_at_once, out,
 ) -> None:  # fmt: skip
     """Edit a generated picture or a photo: source.png, edit-1.png …, grid.png, edit.json."""
     layers = parse_layers(layers)
     stored = None if inversion is None else Inversion.load(inversion)
     if image is not None:
         open_picture(image)  # a bad file should not cost a model's loading
-    reports = meet(coordinator, process)
+    reports = chosen.meet()
     with output_folder(out if reports else None) as folder:
-        flow, loading = load(model, dtype, mesh)
+        flow, loading = chosen.load()
         start = time.perf_counter()
         made = flow.edit(
             prompt,
@@ -183,7 +181,7 @@ def edit(
         settings = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion}
         settings |= {"layers": made.layers, "steps": made.steps, "guidance": made.guidance}
         settings |= {"nudge": made.nudge, "unnudge": unnudge, "replay": replay} if real else {"seed": seed}
-        folder.json("edit.json", record(model, settings, {"load": loading, "edit": editing}))
+        folder.json("edit.json", record(chosen.model, settings, {"load": loading, "edit": editing}))
     if reports:
         click.echo(f"source and {len(edits)} edits in {out}")
 
@@ -203,12 +201,12 @@ def edit(
 @click.option("--nudge", type=float, default=1.15, show_default=True, help="Latent nudging; 1 is none.")
 @out_option
 @one_line_errors
-def invert(model, dtype, mesh, coordinator, process, image, prompt, steps, height, width, nudge, out) -> None:
+def invert(chosen, image, prompt, steps, height, width, nudge, out) -> None:
     """Invert a photo: its path to noise for later edits, reconstruction.png, inversion.json."""
     opened = open_picture(image)
-    reports = meet(coordinator, process)
+    reports = chosen.meet()
     with output_folder(out if reports else None) as folder:
-        flow, loading = load(model, dtype, mesh)
+        flow, loading = chosen.load()
         start = time.perf_counter()
         inversion = flow.invert(
             opened, prompt, steps=steps, nudge=nudge, height=height, width=width, progress=reports
@@ -238,7 +236,7 @@ def invert(model, dtype, mesh, coordinator, process, image, prompt, steps, heigh
             **settings,
             "psnr_db": {name: round(value, 2) for name, value in figures.items()},
         }
-        folder.json("inversion.json", record(model, settings, {"load": loading, "invert": inverting}))
+        folder.json("inversion.json", record(chosen.model, settings, {"load": loading, "invert": inverting}))
     if reports:
         click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 

@@ -1,5 +1,7 @@
 """What the commands share: the options for model, size and output, loading, and what a result's JSON says."""
 
+import dataclasses
+import functools
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ import click
 import jax
 import jax.numpy as jnp
 
+from sflow_jax.attention import AUTOMATIC, KERNELS
 from sflow_jax.console import parse_place
 from sflow_jax.distributed import join
 from sflow_jax.pipeline import StableFlow
@@ -29,7 +32,53 @@ def options(*decorators: Callable) -> Callable:
     return apply
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What the model's options say: which model, and how and where it runs. Field names are the options'."""
+
+    model: str | None
+    dtype: str | None
+    mesh: str | None
+    attention: str
+    coordinator: str | None
+    process: str | None
+
+    def meet(self) -> bool:
+        """Join the other processes, if there are any, before anything touches a device; whether this one reports.
+
+        ValueError for options that do not fit, or others that cannot be met.
+        """
+        if self.coordinator is None:
+            if self.process is not None:
+                raise ValueError("--process needs --coordinator HOST:PORT")
+            return True
+        join(self.coordinator, None if self.process is None else parse_place(self.process, "--process"))
+        return jax.process_index() == 0
+
+    def load(self, *, alone: bool = False) -> tuple[StableFlow, float]:
+        """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""
+        start = time.perf_counter()
+        try:
+            devices = jax.local_devices() if alone else jax.devices()
+        except RuntimeError as error:
+            raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
+        mesh = None if self.mesh is None else make_mesh(parse_mesh(self.mesh), devices)
+        dtype = self.dtype and DTYPES[self.dtype]
+        flow = StableFlow.load(self.model, mesh=mesh, dtype=dtype, attention=self.attention)
+        return flow, time.perf_counter() - start
+
+
 def _model_options(required: bool) -> Callable:
+    """The model's options, given to the command as one `Chosen`."""
+
+    def bundled(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def run(**given):
+            chosen = Chosen(**{field.name: given.pop(field.name) for field in dataclasses.fields(Chosen)})
+            return command(chosen=chosen, **given)
+
+        return run
+
     return options(
         click.option(
             "--model",
@@ -42,12 +91,20 @@ def _model_options(required: bool) -> Callable:
             type=click.Choice(list(DTYPES)),
             help="Weights and computation [float32 on CPU, else bfloat16].",
         ),
+        click.option(
+            "--attention",
+            type=click.Choice([AUTOMATIC, *KERNELS]),
+            default=AUTOMATIC,
+            show_default=True,
+            help="Attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, else xla.",
+        ),
         click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
         click.option(
             "--coordinator",
             help="Work together with other processes: auto (TPU pods, SLURM), or the first's HOST:PORT.",
         ),
         click.option("--process", help="Beside --coordinator HOST:PORT: which process this is, such as 2/8."),
+        bundled,
     )
 
 
@@ -58,31 +115,6 @@ size_options = options(
     click.option("--width", type=int, help="Width in pixels [the model's default]."),
 )
 out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
-
-
-def meet(coordinator: str | None, process: str | None) -> bool:
-    """Join the other processes, if there are any, before anything touches a device; whether this one reports.
-
-    ValueError for options that do not fit, or others that cannot be met.
-    """
-    if coordinator is None:
-        if process is not None:
-            raise ValueError("--process needs --coordinator HOST:PORT")
-        return True
-    join(coordinator, None if process is None else parse_place(process, "--process"))
-    return jax.process_index() == 0
-
-
-def load(model: str, dtype: str | None, mesh: str | None, *, alone: bool = False) -> tuple[StableFlow, float]:
-    """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""
-    start = time.perf_counter()
-    try:
-        devices = jax.local_devices() if alone else jax.devices()
-    except RuntimeError as error:
-        raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
-    placed = None if mesh is None else make_mesh(parse_mesh(mesh), devices)
-    flow = StableFlow.load(model, mesh=placed, dtype=dtype and DTYPES[dtype])
-    return flow, time.perf_counter() - start
 
 
 def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

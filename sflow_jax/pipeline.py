@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.attention import AUTOMATIC
 from sflow_jax.checkpoint import ModelInfo, load_info, load_network
 from sflow_jax.control import LayerControl, check_layers
 from sflow_jax.embedded import resolve
@@ -25,7 +26,7 @@ from sflow_jax.programs import Run, decode, encode
 from sflow_jax.prompts import TOKENIZERS, Conditioning, PromptEncoder, load_tokenizer
 from sflow_jax.results import Edit, Generation, Inversion
 from sflow_jax.sampling import Schedule, check_steps, denoising_steps, inversion_steps
-from sflow_jax.sharding import on_this_host
+from sflow_jax.sharding import DATA, FSDP, batch_sharding, on_this_host
 
 logger = logging.getLogger(__name__)
 Layers = str | Iterable[int]
@@ -96,21 +97,28 @@ class StableFlow:
         prompts: PromptEncoder,
         *,
         mesh: Mesh | None = None,
+        attention: str = AUTOMATIC,
     ):
         self.info, self.transformer, self.autoencoder, self.prompts = info, transformer, autoencoder, prompts
         self.mesh = mesh
-        self.kernel = "xla"
+        self.kernel = attention
         self.schedule = Schedule.from_hf(info.scheduler)
         self.defaults = FAMILIES[info.family]
 
     @classmethod
     def load(
-        cls, checkpoint: epath.PathLike, *, mesh: Mesh | None = None, dtype: DTypeLike | None = None
+        cls,
+        checkpoint: epath.PathLike,
+        *,
+        mesh: Mesh | None = None,
+        dtype: DTypeLike | None = None,
+        attention: str = AUTOMATIC,
     ) -> "StableFlow":
         """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
 
         mesh: from `sflow_jax.sharding.make_mesh`; each device reads only its slices. dtype: of weights and
-        computation, by default float32 on CPU and bfloat16 elsewhere. Raises CheckpointError.
+        computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel, by default the one for
+        the platform, see `sflow_jax.attention`. Raises CheckpointError.
         """
         folder = resolve(checkpoint)
         info = load_info(folder)
@@ -122,7 +130,7 @@ class StableFlow:
         }
         tokenizers = [load_tokenizer(folder / TOKENIZERS[name]) for name in ("clip", "t5")]
         prompts = PromptEncoder(networks["clip"], networks["t5"], *tokenizers)
-        return cls(info, networks["transformer"], networks["autoencoder"], prompts, mesh=mesh)
+        return cls(info, networks["transformer"], networks["autoencoder"], prompts, mesh=mesh, attention=attention)
 
     @property
     def layers(self) -> int:
@@ -145,15 +153,19 @@ class StableFlow:
         return encode(self.autoencoder, to_network(pixels[None]))
 
     def decode(self, latents: Float[AnyArray, "b s c"], *, height: int, width: int) -> Float[np.ndarray, "b y x 3"]:
-        """Pictures in 0..1, float32, of packed latents; about one megapixel at a time."""
+        """Pictures in 0..1, float32, of packed latents; about one megapixel at a time on every device."""
         canvas = self._canvas(height, width)
         batch = len(latents)
-        chunk = max(1, min(batch, DECODED_PIXELS // (height * width)))
+        chunk = max(1, DECODED_PIXELS // (height * width))
+        chunk = min(batch, chunk * (1 if self.mesh is None else self.mesh.shape[DATA] * self.mesh.shape[FSDP]))
+        placed = batch_sharding(self.mesh, chunk)
         images = []
         for start in range(0, batch, chunk):
             # The last chunk is filled up with its first row, so that it compiles nothing.
             rows = np.minimum(np.arange(start, start + chunk), batch - 1)
-            decoded = decode(self.autoencoder, latents[rows], rows=canvas.rows, columns=canvas.columns)
+            decoded = decode(
+                self.autoencoder, jax.device_put(latents[rows], placed), rows=canvas.rows, columns=canvas.columns
+            )
             images.append(np.asarray(on_this_host(decoded))[: batch - start])
         return np.concatenate(images)
 
@@ -223,7 +235,8 @@ class StableFlow:
         control = LayerControl.none(steps, 1, self.layers)
         run = self._run(canvas, conditioning, self._guidance(guidance, 1.0, 1), groups=1)
         with tqdm(total=steps, desc="inverting", unit="step", disable=not progress) as bar:
-            states = [nudged, *run(nudged, inversion_steps(sigmas, control, run.nothing), bar)]
+            path = inversion_steps(sigmas, control, run.nothing)
+            states = [nudged, *map(jnp.copy, run(nudged, path, bar))]
         settings = {"prompt": prompt, "steps": steps, "guidance": guidance, "nudge": nudge}
         settings |= {"height": canvas.height, "width": canvas.width}
         states = [np.asarray(on_this_host(state)) for state in states]

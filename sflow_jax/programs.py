@@ -22,7 +22,7 @@ from sflow_jax.sampling import Step, advance
 from sflow_jax.sharding import batch_sharding
 
 
-@functools.partial(jax.jit, static_argnames=("sharding", "kernel"))
+@functools.partial(jax.jit, static_argnames=("sharding", "kernel"), donate_argnames="latents")
 def step_latents(
     transformer: Flux,
     conditioning: tuple[Array, Array],
@@ -33,8 +33,12 @@ def step_latents(
     *,
     sharding: Sharding,
     kernel: str,
-) -> Float[Array, "b s c"]:
-    """One step of generation, inversion or editing; the number of groups is `step.offset`'s."""
+) -> tuple[Float[Array, "b s c"], Float[Array, ""]]:
+    """One step of generation, inversion or editing; the number of groups is `step.offset`'s.
+
+    The latents given are used up. Beside the new ones it returns one of their numbers, to wait for when they are
+    used up in turn.
+    """
     batch, groups = latents.shape[0], step.offset.shape[0]
 
     def velocity(latents: Array, sigma: Array) -> Array:
@@ -48,9 +52,11 @@ def step_latents(
             bypass=step.bypass,
             members=batch // groups,
             kernel=kernel,
+            sharding=sharding,
         )
 
-    return jax.lax.with_sharding_constraint(advance(velocity, latents, step), sharding)
+    moved = jax.lax.with_sharding_constraint(advance(velocity, latents, step), sharding)
+    return moved, moved[0, 0, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "columns"))
@@ -98,13 +104,16 @@ class Run:
     def __call__(
         self, latents: Float[AnyArray, "b s c"], steps: Iterable[Step], bar: tqdm
     ) -> Iterator[Float[Array, "b s c"]]:
-        """Yield the latents after every step; the host prepares one step while the device computes another."""
-        current = jax.device_put(latents, self.sharding)
+        """Yield the latents after every step; the host prepares one step while the device computes another.
+
+        The next step uses up what was yielded: copy what is to be kept.
+        """
+        current, done = jax.device_put(latents, self.sharding, may_alias=False), None
         for step in steps:
-            following = self.step(current, step)
+            current, following = self.step(current, step)
             # Waiting for the step before keeps the bar honest without ever idling the device.
-            current.block_until_ready()
-            current = following
+            jax.block_until_ready(done)
+            done = following
             bar.update()
             yield current
-        current.block_until_ready()
+        jax.block_until_ready(done)

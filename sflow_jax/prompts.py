@@ -59,7 +59,7 @@ def load_tokenizer(folder: epath.PathLike) -> Any:
 
 
 @jax.jit
-def _t5_features(encoder: T5Encoder, token_ids: jax.Array) -> jax.Array:
+def t5_features(encoder: T5Encoder, token_ids: jax.Array) -> jax.Array:
     return encoder(token_ids)
 
 
@@ -92,7 +92,7 @@ class PromptEncoder:
             clip_ids = tokenize(self.clip_tokenizer, prompt, self.clip_length, "CLIP (the pooled vector)")
             t5_ids = tokenize(self.t5_tokenizer, prompt, self.t5_length, "T5")
             pooled.append(_clip_pooled(self.clip, clip_ids))
-            text.append(_t5_features(self.t5, t5_ids))
+            text.append(t5_features(self.t5, t5_ids))
         return Conditioning(text=jnp.concatenate(text), pooled=jnp.concatenate(pooled))
 
 

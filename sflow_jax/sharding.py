@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+AnyMesh = Mesh | AbstractMesh
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
 # Parameter path (network.path) → how its axes are split; the first match wins and every path must match.
@@ -71,7 +72,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """The rule for one parameter (`network.path`); ValueError if none matches or an axis does not divide."""
     matching = ((pattern, spec) for pattern, spec in RULES if re.fullmatch(pattern, path))
     pattern, spec = next(matching, ("", None))
@@ -89,7 +90,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def parameter_shardings(
-    network: str, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None
+    network: str, shapes: Mapping[str, tuple[int, ...]], mesh: AnyMesh | None
 ) -> dict[str, Sharding]:
     """Path → sharding of every parameter of a network; without a mesh, all on this process's first device."""
     if mesh is None:
@@ -98,6 +99,11 @@ def parameter_shardings(
         path: NamedSharding(mesh, partition_spec(f"{network}.{path}", shape, mesh))
         for path, shape in shapes.items()
     }
+
+
+def platform(sharding: Sharding | None) -> str:
+    """`cpu`, `gpu` or `tpu`: where a sharding's devices are, or by default this process's."""
+    return jax.default_backend() if sharding is None else next(iter(sharding.device_set)).platform
 
 
 def on_this_host(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:

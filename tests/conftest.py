@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 # Before jax is imported: sharding tests need several devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

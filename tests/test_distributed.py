@@ -1,36 +1,19 @@
 """Real processes under `jax.distributed` on this machine: one mesh over all of them, and shares of a sweep."""
 
-import os
 import re
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import CACHE, relative
+from conftest import relative
 from PIL import Image
+from processes import PATIENCE, finish, start
 from test_cli import run
 
 from sflow_jax import cli
 from sflow_jax.results import Inversion
-
-PATIENCE = 240
-
-
-def start(*arguments, devices: int = 1) -> subprocess.Popen:
-    """`sflow` in a process of its own, with so many fake CPU devices."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    command = [Path(sys.executable).with_name("sflow"), *arguments]
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +33,6 @@ def start_together(*arguments, count: int, devices: int = 1) -> list[subprocess.
     return [start(*arguments, *place, devices=devices) for place in places]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
-    """What each said; all must succeed."""
-    told = [process.communicate(timeout=PATIENCE) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), told
-    return told
-
-
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_paint_together_what_one_paints(count, wide_checkpoint, tmp_path):
     """An edit of a generated picture, tensors split over two devices a process and data over processes."""
@@ -65,7 +41,7 @@ def test_processes_paint_together_what_one_paints(count, wide_checkpoint, tmp_pa
         *edit, "--mesh", f"fsdp={count},tensor=2", "--out", tmp_path / "together", count=count, devices=2
     )
     told = finish([*together, start(*edit, "--out", tmp_path / "alone")])
-    assert ["source and 1 edits" in said for said, _ in told[:count]] == [True] + [False] * (count - 1)
+    assert ["source and 1 edits" in said for said in told[:count]] == [True] + [False] * (count - 1)
     for name in ("source.png", "edit-1.png"):
         ours, expected = (np.asarray(Image.open(tmp_path / run / name), float) for run in ("together", "alone"))
         # Rounding to levels may fall either way.
@@ -104,7 +80,7 @@ def test_two_processes_give_the_scores_of_one(arguments, tmp_path):
     told = finish([*together, start(*arguments, "--out", tmp_path / "one")])
     assert (tmp_path / "two" / "scores.json").read_text() == (tmp_path / "one" / "scores.json").read_text()
     # Only the first process reports.
-    assert "vital layers" in told[0][0] and not told[1][0]
+    assert "vital layers" in told[0] and not told[1]
 
 
 @pytest.mark.parametrize(

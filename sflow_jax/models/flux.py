@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float
 
-from sflow_jax.attention import joint_attention, rotary_angles, rotate
+from sflow_jax.attention import AUTOMATIC, joint_attention, rotary_angles, rotate
 from sflow_jax.models.layers import RMSNorm, layer_norm, parameter_dtype, sinusoids, stacked
 
 SINUSOID_WIDTH = 256
@@ -91,12 +92,17 @@ class Layout:
     """What every layer needs to know about the tokens of this call (static).
 
     text_tokens: how many of the joint tokens are text. members: batch = groups × members, and member 0 of
-    each group is the source whose keys and values the others may take.
+    each group is the source whose keys and values the others may take. kernel, sharding: of attention.
     """
 
     text_tokens: int
     members: int
     kernel: str
+    sharding: Sharding | None
+
+    def attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Joint attention of text and image tokens."""
+        return joint_attention(query, key, value, kernel=self.kernel, sharding=self.sharding)
 
 
 def inject_source(
@@ -185,7 +191,7 @@ class DoubleBlock(nnx.Module):
         query, key, value = projected["image"]
         key, value = (inject_source(y, inject, layout.members) for y in (key, value))
         joint = (jnp.concatenate(pair, axis=1) for pair in zip(projected["text"], (query, key, value)))
-        mixed = joint_attention(*joint, kernel=layout.kernel)
+        mixed = layout.attend(*joint)
         text_out = self.text.finish(text, mixed[:, :words], parts["text"])
         image_out = self.image.finish(image, mixed[:, words:], parts["image"])
         return keep_bypassed(bypass, text, text_out), keep_bypassed(bypass, image, image_out)
@@ -214,7 +220,7 @@ class SingleBlock(nnx.Module):
             else y
             for y in (key, value)
         )
-        mixed = joint_attention(query, key, value, kernel=layout.kernel)
+        mixed = layout.attend(query, key, value)
         hidden = jax.nn.gelu(self.mlp_in(normed), approximate=True)
         update = self.attention.out(mixed) + self.mlp_out(hidden)
         return keep_bypassed(bypass, x, x + gate[:, None] * update)
@@ -257,7 +263,8 @@ class Flux(nnx.Module):
         inject: Bool[Array, "b n"] | None = None,
         bypass: Bool[Array, "b n"] | None = None,
         members: int = 1,
-        kernel: str = "xla",
+        kernel: str = AUTOMATIC,
+        sharding: Sharding | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> Float[Array, "b s c"]:
@@ -265,11 +272,12 @@ class Flux(nnx.Module):
 
         timestep: sigma in 0..1. guidance: the distilled guidance scale; ignored by models without it.
         inject, bypass: per batch element and global layer; None means nowhere. members: batch elements a
-        group, member 0 being the source. remat: recompute blocks in the backward pass (training).
-        unroll: compile every layer by itself; training on a CPU is a fifth faster so.
+        group, member 0 being the source. kernel, sharding: see `joint_attention`. remat: recompute blocks in
+        the backward pass (training). unroll: compile every layer by itself; training on a CPU is a fifth
+        faster so.
         """
         dtype = parameter_dtype(self)
-        layout = Layout(text.shape[1], members, kernel)
+        layout = Layout(text.shape[1], members, kernel, sharding)
         with jax.named_scope("embed"):
             vector = self.embed(timestep, guidance, pooled)
             # Text tokens sit at (0, 0, 0): they are not rotated.

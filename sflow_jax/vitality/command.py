@@ -18,7 +18,7 @@ from sflow_jax.console import Command, one_line_errors, parse_layers, parse_plac
 from sflow_jax.embedded import NAME as EMBEDDED
 from sflow_jax.embedded import resolve
 from sflow_jax.features import Features, load_features
-from sflow_jax.options import load, meet, optional_model_options, record
+from sflow_jax.options import Chosen, optional_model_options, record
 from sflow_jax.pipeline import StableFlow, resolve_layers
 from sflow_jax.planning import find_info
 from sflow_jax.vitality.adaptive import Elimination
@@ -80,25 +80,25 @@ SHOWN = 3
 @click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
 @click.option("--out", "-o", help="Folder of the run, local or gs://.")
 @one_line_errors
-def vital(compared: tuple[str, str] | None, out: str | None, **asked: Any) -> None:
+def vital(chosen: Chosen, compared: tuple[str, str] | None, out: str | None, **asked: Any) -> None:
     """Find a model's vital layers: bypass each layer, and see how much the pictures change.
 
     Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
     """
     if compared:
         return compare_runs(compared, out)
-    if asked["model"] is None or (out is None and not asked["dry_run"]):
+    if chosen.model is None or (out is None and not asked["dry_run"]):
         raise ValueError("--model and --out are needed; or --compare two finished sweeps")
     rule = rule_of(asked["top"], asked["threshold"])
     if asked["dry_run"]:
-        return dry_run(asked, rule, out)
-    worker = worker_of(asked["worker"], asked["coordinator"], asked["process"])
-    flow, _ = load(asked["model"], asked["dtype"], asked["mesh"], alone=True)
-    features = load_networks(asked["model"], asked["features"], asked["clip"])
-    plan = plan_of(flow.info, asked)
+        return dry_run(chosen, asked, rule, out)
+    worker = worker_of(asked["worker"], chosen)
+    flow, _ = chosen.load(alone=True)
+    features = load_networks(chosen.model, asked["features"], asked["clip"])
+    plan = plan_of(flow.info, chosen.model, asked)
     elimination = elimination_of(asked, rule, plan)
-    settings = settings_of(flow, features, plan, asked, elimination)
-    folder, together = RunFolder(out, settings), asked["coordinator"] is not None
+    settings = settings_of(flow, chosen.model, features, plan, asked, elimination)
+    folder, together = RunFolder(out, settings), chosen.coordinator is not None
     sweep = Sweep(
         flow, features, plan, folder, worker=worker, keep=keeper(folder, plan, asked["keep_images"]),
         progress=worker.index == 0 or not together,
@@ -113,11 +113,11 @@ def vital(compared: tuple[str, str] | None, out: str | None, **asked: Any) -> No
     summary = summarise(table, settings, rule)
     write_report(folder.path, summary, comparisons(folder, plan), costs(sweep))
     if asked["save"]:
-        save(asked["model"], summary)
-    chosen = summary.choice
+        save(chosen.model, summary)
+    choice = summary.choice
     click.echo(
-        f"vital layers: {', '.join(map(str, chosen.layers)) or 'none'} ({chosen.rule}; the same in "
-        f"{chosen.confidence:.0%} of resamples); {out}/report.html"
+        f"vital layers: {', '.join(map(str, choice.layers)) or 'none'} ({choice.rule}; the same in "
+        f"{choice.confidence:.0%} of resamples); {out}/report.html"
     )
 
 
@@ -139,14 +139,14 @@ def read_summary(run: str) -> Summary:
     return Summary.from_json(file.read_text())
 
 
-def dry_run(asked: dict[str, Any], rule: Rule, out: str | None) -> None:
+def dry_run(chosen: Chosen, asked: dict[str, Any], rule: Rule, out: str | None) -> None:
     """Say what the sweep would take."""
-    info, words = find_info(asked["model"])
-    plan, workers = plan_of(info, asked), Worker.parse(asked["worker"]).count
-    if asked["process"] is not None:
-        workers = parse_place(asked["process"], "--process")[1]
+    info, words = find_info(chosen.model)
+    plan, workers = plan_of(info, chosen.model, asked), Worker.parse(asked["worker"]).count
+    if chosen.process is not None:
+        workers = parse_place(chosen.process, "--process")[1]
     told = describe(
-        info, words, plan, dtype=asked["dtype"] or "bfloat16", mesh=asked["mesh"], workers=workers,
+        info, words, plan, dtype=chosen.dtype or "bfloat16", mesh=chosen.mesh, workers=workers,
         elimination=elimination_of(asked, rule, plan), step_seconds=asked["step_seconds"],
         picture_seconds=None if out is None else picture_seconds(out),
     )  # fmt: skip
@@ -161,13 +161,13 @@ def picture_seconds(out: str) -> float | None:
     return seconds / pictures if pictures else None
 
 
-def worker_of(worker: str, coordinator: str | None, process: str | None) -> Worker:
+def worker_of(worker: str, chosen: Chosen) -> Worker:
     """This process's share: as told, or its place among the processes that it joins; ValueError for both."""
     told = Worker.parse(worker)
-    if coordinator is not None and told != Worker():
+    if chosen.coordinator is not None and told != Worker():
         raise ValueError("give --worker for processes that share only the folder, or --coordinator, not both")
-    meet(coordinator, process)
-    return told if coordinator is None else Worker(jax.process_index(), jax.process_count())
+    chosen.meet()
+    return told if chosen.coordinator is None else Worker(jax.process_index(), jax.process_count())
 
 
 def elimination_of(asked: dict[str, Any], rule: Rule, plan: Plan) -> Elimination | None:
@@ -206,9 +206,9 @@ def load_networks(model: str, features: str | None, clip: str | None) -> dict[st
     return found
 
 
-def plan_of(info: ModelInfo, asked: dict[str, Any]) -> Plan:
+def plan_of(info: ModelInfo, model: str, asked: dict[str, Any]) -> Plan:
     """What to paint, from the options."""
-    source = asked["prompts"] or (TOYWORLD if asked["model"] == EMBEDDED else BUILTIN)
+    source = asked["prompts"] or (TOYWORLD if model == EMBEDDED else BUILTIN)
     prompts = load_prompts(source)[: asked["limit"]]
     layers = resolve_layers(info, parse_layers(asked["layers"]))
     if not layers:
@@ -224,6 +224,7 @@ def plan_of(info: ModelInfo, asked: dict[str, Any]) -> Plan:
 
 def settings_of(
     flow: StableFlow,
+    model: str,
     features: dict[str, Features],
     plan: Plan,
     asked: dict[str, Any],
@@ -233,7 +234,7 @@ def settings_of(
     dtype = jax.tree.leaves(flow.transformer)[0].dtype.name
     source = json.dumps([flow.info.source_digests, dtype], sort_keys=True)
     told = {
-        "model": asked["model"],
+        "model": model,
         "family": flow.info.family,
         "checkpoint": hashlib.sha256(source.encode()).hexdigest()[:16],
         "dtype": dtype,

@@ -10,17 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CACHE
+from processes import PATIENCE, environment, finish, start
 
 from sflow_jax.vitality.folder import RunFolder, read_manifest
 
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    "XLA_FLAGS": "",
-}
-PROGRAM = "from sflow_jax.cli import main; main()"
 # Imports once, for importing takes longest, then forks a process a command line; tells its number and how it ended.
 FORKER = """
 import json, os, sys
@@ -35,7 +28,6 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 KILLS = 10
-PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +46,6 @@ def whole(arguments, tmp_path_factory) -> Path:
     return folder
 
 
-def start(*arguments) -> subprocess.Popen:
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(processes: list[subprocess.Popen]) -> list[str]:
-    """What each said; all must succeed."""
-    said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
-    return said
-
-
 def parts(folder: Path) -> list[str]:
     """Names of the finished parts, without digests."""
     return sorted(file.stem.rpartition("-")[0] for file in (folder / "parts").glob("[!.]*.npz"))
@@ -78,7 +58,7 @@ def test_killed_at_any_moment_a_sweep_ends_with_the_same_scores(arguments, whole
     command = json.dumps(["sflow", *arguments, "--out", str(folder)]) + "\n"
     with subprocess.Popen(
         [sys.executable, "-c", FORKER],
-        env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as forker:  # fmt: skip
         for moment in moments:
             forker.stdin.write(command)

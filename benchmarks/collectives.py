@@ -1,0 +1,85 @@
+"""What a compiled program sends between chips: bytes by kind of collective, read off its HLO."""
+
+import math
+import re
+from collections import Counter
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f8e4m3fn": 1}
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+CALL = re.compile(r"(?:calls|called_computations)=\{?%?([\w.\-]+)")
+SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def sent(hlo: str) -> dict[str, float]:
+    """Kind → bytes that one chip sends in one run of an optimised HLO module, loops counted as often as they run.
+
+    Of n chips in a ring, gathering or scattering a result of s bytes sends s (n − 1)/n, reducing it twice that,
+    and a permutation s.
+    """
+    computations, entry = _computations(hlo)
+    totals: Counter[str] = Counter()
+
+    def walk(name: str, times: int) -> None:
+        for line in computations[name]:
+            if loop := LOOP.search(line):
+                walk(loop[2], times * _trips(computations[loop[1]]))
+            elif call := CALL.search(line):
+                walk(call[1], times)
+            if found := COLLECTIVE.search(line):
+                totals[found[2]] += times * _bytes(found[1], found[2], found[3] is not None, _members(line))
+
+    walk(entry, 1)
+    return dict(totals)
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """Name → lines of every computation, and the entry's name."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in hlo.splitlines():
+        if found := COMPUTATION.match(line):
+            lines = computations.setdefault(found[2], [])
+            entry = found[2] if found[1] else entry
+        else:
+            lines.append(line)
+    return computations, entry
+
+
+def _trips(condition: list[str]) -> int:
+    """How often a loop runs: the constant that its counter, which starts at 0, must stay below."""
+    constants = [int(found[1]) for line in condition if (found := re.search(r" constant\((\d+)\)", line))]
+    if len(constants) != 1 or not any("direction=LT" in line for line in condition):
+        raise ValueError("cannot read how often a loop runs:\n" + "\n".join(condition))
+    return constants[0]
+
+
+def _members(line: str) -> int:
+    """Chips that take part in a collective, in any of the ways that HLO writes groups."""
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    return 2
+
+
+def _bytes(shapes: str, kind: str, started: bool, members: int) -> float:
+    """Bytes sent for one collective with these result shapes."""
+    sizes = [
+        BYTES[dtype] * math.prod(int(size) for size in dims.split(",") if size)
+        for dtype, dims in SHAPE.findall(re.sub(r"\{.*?\}", "", shapes))
+        if dtype in BYTES
+    ]
+    if kind == "collective-permute":
+        return sizes[0]
+    # A started gather names its operand, then its result; a started reduction both alike.
+    whole = max(sizes) if started else sum(sizes)
+    share = (members - 1) / members
+    if kind == "reduce-scatter":
+        whole *= members
+    return whole * share * (2 if kind == "all-reduce" else 1)

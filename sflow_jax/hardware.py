@@ -1,0 +1,79 @@
+"""Accelerators and their published figures, by which memory and time are planned."""
+
+import dataclasses
+import re
+
+GIGA, TERA = 10**9, 10**12
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator, as its maker describes it.
+
+    memory: bytes. flops: bfloat16 multiply-adds counted twice, a second, dense. bandwidth: bytes a second, of its
+    memory. network: bytes a second that one chip sends along one axis of the mesh: half of the two-way figure,
+    times the share of its links that one ring uses (2 of 4 in a 2D torus, 2 of 6 in a 3D one; all of NVLink).
+    kinds: what `jax.Device.device_kind` begins with. cores: that a slice's name counts for each chip.
+    source: where the figures come from.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    network: float
+    kinds: tuple[str, ...]
+    source: str
+    cores: int = 1
+
+
+CHIPS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            "v5e", 16 * GIGA, 197 * TERA, 819 * GIGA, 100 * GIGA, ("TPU v5 lite", "TPU v5e"),
+            "https://cloud.google.com/tpu/docs/v5e",
+        ),
+        Chip(
+            "v6e", 32 * GIGA, 918 * TERA, 1638 * GIGA, 200 * GIGA, ("TPU v6 lite", "TPU v6e"),
+            "https://cloud.google.com/tpu/docs/v6e",
+        ),
+        Chip(
+            "v5p", 95 * GIGA, 459 * TERA, 2765 * GIGA, 200 * GIGA, ("TPU v5p", "TPU v5"),
+            "https://cloud.google.com/tpu/docs/v5p", cores=2,
+        ),
+        Chip(
+            "h100", 80 * GIGA, 989 * TERA, 3350 * GIGA, 450 * GIGA, ("NVIDIA H100",),
+            "https://www.nvidia.com/en-us/data-center/h100/",
+        ),
+        Chip(
+            "h200", 141 * GIGA, 989 * TERA, 4800 * GIGA, 450 * GIGA, ("NVIDIA H200",),
+            "https://www.nvidia.com/en-us/data-center/h200/",
+        ),
+        Chip(
+            "a100", 80 * GIGA, 312 * TERA, 2039 * GIGA, 300 * GIGA, ("NVIDIA A100",),
+            "https://www.nvidia.com/en-us/data-center/a100/",
+        ),
+    )
+}  # fmt: skip
+
+
+def find_chip(device_kind: str) -> Chip:
+    """The chip that a `device_kind` names; ValueError for one without figures."""
+    for chip in CHIPS.values():
+        if device_kind.startswith(chip.kinds):
+            return chip
+    raise ValueError(f"no figures for {device_kind!r}; known are {', '.join(CHIPS)}: name the mesh yourself")
+
+
+def parse_machine(text: str) -> tuple[Chip, int]:
+    """`v6e-8` or `h100x1` → the chip and how many; v5p counts cores, two a chip. ValueError for anything else."""
+    found = re.fullmatch(r"([a-z0-9]+?)(?:-|x)([1-9]\d*)", text.lower())
+    if not found or found[1] not in CHIPS:
+        raise ValueError(
+            f"cannot read machine {text!r}: write one of {', '.join(CHIPS)} and how many, such as v6e-8"
+        )
+    chip, count = CHIPS[found[1]], int(found[2])
+    if count % chip.cores:
+        raise ValueError(f"{text}: {chip.name} counts cores, {chip.cores} a chip")
+    return chip, count // chip.cores

@@ -1,0 +1,100 @@
+"""Every attention kernel agrees with XLA's, in its own numbers, and on a mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import relative
+
+from sflow_jax.attention import block_size, choose_kernel, joint_attention, xla_attention
+from sflow_jax.sharding import batch_sharding, make_mesh
+
+
+def random(tokens: int, *, batch: int = 2, heads: int = 2, width: int = 128, dtype=jnp.float32) -> list[jax.Array]:
+    """Queries, keys and values whose scores spread over several units."""
+    drawn = np.random.default_rng(tokens).standard_normal((3, batch, tokens, heads, width), np.float32)
+    return list(jnp.asarray(2 * drawn, dtype))
+
+
+@pytest.mark.parametrize(
+    "tokens, width, dtype, most",
+    [
+        (256, 128, "float32", 2e-6),
+        (300, 128, "float32", 2e-6),
+        (130, 24, "float32", 2e-6),
+        (300, 64, "bfloat16", 8e-3),
+    ],
+)
+def test_splash_attention_agrees_with_xla(tokens, width, dtype, most):
+    """Also where tokens or heads must be padded; the kernel is interpreted."""
+    given = random(tokens, width=width, dtype=dtype)
+    exact = xla_attention(*(x.astype(jnp.float32) for x in given))
+    made = joint_attention(*given, kernel="splash")
+    assert made.dtype == dtype
+    assert relative(made.astype(jnp.float32), exact) <= most
+
+
+def test_splash_attention_is_split_over_a_mesh():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    given, sharding = random(256, batch=4), batch_sharding(mesh, 4)
+    made = jax.jit(lambda *x: joint_attention(*x, kernel="splash", sharding=sharding))(*given)
+    assert {shard.data.shape for shard in made.addressable_shards} == {(1, 256, 1, 128)}
+    assert relative(made, xla_attention(*given)) <= 2e-6
+
+
+def test_splash_attention_keeps_to_the_text_and_image_of_its_own_row():
+    query, key, value = random(300)
+    other = value.at[1].add(100.0)
+    ours, theirs = (joint_attention(query, key, x, kernel="splash") for x in (value, other))
+    assert np.array_equal(ours[0], theirs[0]) and not np.allclose(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize(
+    "tokens, block", [(4608, 768), (4352, 896), (1536, 768), (1280, 640), (300, 384), (16384 + 512, 896)]
+)
+def test_blocks_fit_the_sequence(tokens, block):
+    assert block_size(tokens) == block and block % 128 == 0
+
+
+@pytest.mark.parametrize(
+    "device, tokens, width, dtype, kernel",
+    [
+        ("cpu", 4608, 128, "float32", "xla"),
+        ("gpu", 4608, 128, "bfloat16", "cudnn"),
+        ("gpu", 4608, 128, "float32", "xla"),
+        ("gpu", 4608, 256, "bfloat16", "xla"),
+        ("tpu", 4608, 128, "bfloat16", "splash"),
+        ("tpu", 4608, 128, "float32", "splash"),
+        ("tpu", 100, 128, "bfloat16", "xla"),
+    ],
+)
+def test_the_kernel_follows_the_platform(device, tokens, width, dtype, kernel):
+    assert choose_kernel(device, tokens, width, jnp.dtype(dtype)) == kernel
+
+
+def test_cudnn_lowers_for_gpus_on_a_mesh(monkeypatch):
+    """Without a GPU: every device calls cuDNN's flash attention on its own heads and groups."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    # What jax asks of the machine before it lowers.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+    sharding = batch_sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 4)
+    traced = jax.jit(lambda *x: joint_attention(*x, kernel="cudnn", sharding=sharding)).trace(
+        *random(512, batch=4, dtype=jnp.bfloat16)
+    )
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    called = [line for line in text.splitlines() if "cudnn" in line and "custom_call" in line]
+    assert len(called) == 1 and "tensor<1x512x1x128xbf16>" in called[0], called
+
+
+@pytest.mark.parametrize(
+    "kernel, dtype, message",
+    [
+        ("flash", "bfloat16", "unknown attention kernel 'flash'; choose one of auto, xla"),
+        ("cudnn", "float32", "16-bit"),
+    ],
+)
+def test_bad_kernels_are_refused(kernel, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        joint_attention(*random(128, dtype=dtype), kernel=kernel)
