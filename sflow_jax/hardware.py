@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-GIGA, TERA = 10**9, 10**12
+GIGA, TERA = 1e9, 1e12
 
 
 @dataclasses.dataclass(frozen=True)

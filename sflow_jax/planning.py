@@ -106,7 +106,8 @@ def roofline(
 ) -> dict[str, Any]:
     """The least seconds of one step by published peaks: of products, memory and network, and which bounds it.
 
-    All three overlap, and the batch is spread evenly over the chips. weights: bytes that every chip reads; sent: bytes that it sends.
+    All three overlap, and the batch is spread evenly over the chips. weights: bytes that every chip reads; sent:
+    bytes that it sends.
     """
     seconds = {
         "product": step_flops(config, tokens, words, batch) / (chips * chip.flops),

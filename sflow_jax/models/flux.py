@@ -14,7 +14,15 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float
 
 from sflow_jax.attention import AUTOMATIC, joint_attention, rotary_angles, rotate
-from sflow_jax.models.layers import RMSNorm, layer_norm, parameter_dtype, sinusoids, stacked
+from sflow_jax.models.layers import (
+    Linear,
+    RMSNorm,
+    layer_norm,
+    parameter_dtype,
+    scan_layers,
+    sinusoids,
+    stacked,
+)
 
 SINUSOID_WIDTH = 256
 # Sigma and guidance enter the sinusoids multiplied by this.
@@ -100,6 +108,13 @@ class Layout:
     kernel: str
     sharding: Sharding | None
 
+    def whole(self, x: jax.Array) -> jax.Array:
+        """An array split over a mesh by groups alone, so that the residual stream is whole on every device.
+
+        Without this the compiler splits it by columns like the modulation, and gathers it again at every product.
+        """
+        return jax.lax.with_sharding_constraint(x, self.sharding) if self.sharding is not None else x
+
     def attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         """Joint attention of text and image tokens."""
         return joint_attention(query, key, value, kernel=self.kernel, sharding=self.sharding)
@@ -130,8 +145,8 @@ class Embedder(nnx.Module):
     """Two linear layers with SiLU between: scalars and pooled text → the modulation vector."""
 
     def __init__(self, width_in: int, width: int, *, rngs: nnx.Rngs):
-        self.in_layer = nnx.Linear(width_in, width, rngs=rngs)
-        self.out_layer = nnx.Linear(width, width, rngs=rngs)
+        self.in_layer = Linear(width_in, width, rngs=rngs)
+        self.out_layer = Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
         return self.out_layer(jax.nn.silu(self.in_layer(x)))
@@ -142,10 +157,10 @@ class Attention(nnx.Module):
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         heads = (config.heads, config.head_dim)
-        self.qkv = nnx.LinearGeneral(config.width, (3, *heads), rngs=rngs)
+        self.qkv = Linear(config.width, (3, *heads), rngs=rngs)
         self.query_norm = RMSNorm(config.head_dim, config.epsilon)
         self.key_norm = RMSNorm(config.head_dim, config.epsilon)
-        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), rngs=rngs)
+        self.out = Linear(heads, config.width, rngs=rngs)
 
     def project(self, x: Float[Array, "b l d"], angles: Float[Array, "l half_k"]) -> tuple[jax.Array, ...]:
         """q, k, v, each [b, l, h, k]."""
@@ -158,10 +173,10 @@ class Stream(nnx.Module):
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         hidden = config.width * config.mlp_ratio
-        self.modulation = nnx.Linear(config.width, 6 * config.width, rngs=rngs)
+        self.modulation = Linear(config.width, 6 * config.width, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_in = nnx.Linear(config.width, hidden, rngs=rngs)
-        self.mlp_out = nnx.Linear(hidden, config.width, rngs=rngs)
+        self.mlp_in = Linear(config.width, hidden, rngs=rngs)
+        self.mlp_out = Linear(hidden, config.width, rngs=rngs)
         self.epsilon = config.epsilon
 
     def finish(self, x: jax.Array, mixed: jax.Array, parts: list[jax.Array]) -> jax.Array:
@@ -186,7 +201,7 @@ class DoubleBlock(nnx.Module):
             ("text", self.text, text, angles[:words]),
             ("image", self.image, image, angles[words:]),
         ):
-            shift, scale, *parts[name] = jnp.split(stream.modulation(vector), 6, axis=-1)
+            shift, scale, *parts[name] = jnp.split(layout.whole(stream.modulation(vector)), 6, axis=-1)
             projected[name] = stream.attention.project(modulate(x, shift, scale, stream.epsilon), turn)
         query, key, value = projected["image"]
         key, value = (inject_source(y, inject, layout.members) for y in (key, value))
@@ -194,7 +209,9 @@ class DoubleBlock(nnx.Module):
         mixed = layout.attend(*joint)
         text_out = self.text.finish(text, mixed[:, :words], parts["text"])
         image_out = self.image.finish(image, mixed[:, words:], parts["image"])
-        return keep_bypassed(bypass, text, text_out), keep_bypassed(bypass, image, image_out)
+        return layout.whole(keep_bypassed(bypass, text, text_out)), layout.whole(
+            keep_bypassed(bypass, image, image_out)
+        )
 
 
 class SingleBlock(nnx.Module):
@@ -202,16 +219,16 @@ class SingleBlock(nnx.Module):
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         hidden = config.width * config.mlp_ratio
-        self.modulation = nnx.Linear(config.width, 3 * config.width, rngs=rngs)
+        self.modulation = Linear(config.width, 3 * config.width, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_in = nnx.Linear(config.width, hidden, rngs=rngs)
+        self.mlp_in = Linear(config.width, hidden, rngs=rngs)
         # The published layer is one product over [attention, MLP]; its bias lives in `attention.out`.
-        self.mlp_out = nnx.Linear(hidden, config.width, use_bias=False, rngs=rngs)
+        self.mlp_out = Linear(hidden, config.width, use_bias=False, rngs=rngs)
         self.epsilon = config.epsilon
 
     def __call__(self, x, vector, angles, inject, bypass, layout: Layout):
         words = layout.text_tokens
-        shift, scale, gate = jnp.split(self.modulation(vector), 3, axis=-1)
+        shift, scale, gate = jnp.split(layout.whole(self.modulation(vector)), 3, axis=-1)
         normed = modulate(x, shift, scale, self.epsilon)
         query, key, value = self.attention.project(normed, angles)
         key, value = (
@@ -222,8 +239,9 @@ class SingleBlock(nnx.Module):
         )
         mixed = layout.attend(query, key, value)
         hidden = jax.nn.gelu(self.mlp_in(normed), approximate=True)
-        update = self.attention.out(mixed) + self.mlp_out(hidden)
-        return keep_bypassed(bypass, x, x + gate[:, None] * update)
+        # Added before the bias, so that devices that share the products add up once.
+        update = self.attention.out.add_bias(self.attention.out.product(mixed) + self.mlp_out(hidden))
+        return layout.whole(keep_bypassed(bypass, x, x + gate[:, None] * update))
 
 
 class Flux(nnx.Module):
@@ -232,16 +250,16 @@ class Flux(nnx.Module):
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         width = config.width
         self.config = config
-        self.image_in = nnx.Linear(config.in_channels, width, rngs=rngs)
-        self.text_in = nnx.Linear(config.text_width, width, rngs=rngs)
+        self.image_in = Linear(config.in_channels, width, rngs=rngs)
+        self.text_in = Linear(config.text_width, width, rngs=rngs)
         self.timestep_in = Embedder(SINUSOID_WIDTH, width, rngs=rngs)
         if config.guidance:
             self.guidance_in = Embedder(SINUSOID_WIDTH, width, rngs=rngs)
         self.pooled_in = Embedder(config.pooled_width, width, rngs=rngs)
         self.double_blocks = stacked(config.double_blocks, lambda r: DoubleBlock(config, rngs=r), rngs)
         self.single_blocks = stacked(config.single_blocks, lambda r: SingleBlock(config, rngs=r), rngs)
-        self.modulation_out = nnx.Linear(width, 2 * width, rngs=rngs)
-        self.image_out = nnx.Linear(width, config.in_channels, rngs=rngs)
+        self.modulation_out = Linear(width, 2 * width, rngs=rngs)
+        self.image_out = Linear(width, config.in_channels, rngs=rngs)
 
     def embed(self, timestep: jax.Array, guidance: jax.Array, pooled: jax.Array) -> jax.Array:
         """The vector [b, d] that modulates every layer, after SiLU."""
@@ -289,21 +307,19 @@ class Flux(nnx.Module):
         first = [mask if mask is None else mask[:split] for mask in masks]
         second = [mask if mask is None else mask[split:] for mask in masks]
 
-        def double(carry, layer):
-            block, (inject, bypass) = layer
-            return block(*carry, vector, angles, inject, bypass, layout), None
+        def double(carry, block, masks):
+            return block(*carry, vector, angles, *masks, layout)
 
-        def single(carry, layer):
-            block, (inject, bypass) = layer
-            return block(carry, vector, angles, inject, bypass, layout), None
+        def single(carry, block, masks):
+            return block(carry, vector, angles, *masks, layout)
 
         if remat:
             double, single = jax.checkpoint(double), jax.checkpoint(single)
         with jax.named_scope("double_blocks"):
-            (words, image), _ = jax.lax.scan(double, (words, image), (self.double_blocks, first), unroll=unroll)
+            words, image = scan_layers(double, (words, image), self.double_blocks, first, unroll=unroll)
         with jax.named_scope("single_blocks"):
             joint = jnp.concatenate([words, image], axis=1)
-            joint, _ = jax.lax.scan(single, joint, (self.single_blocks, second), unroll=unroll)
+            joint = scan_layers(single, joint, self.single_blocks, second, unroll=unroll)
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
             image = modulate(joint[:, layout.text_tokens :], shift, scale, self.config.epsilon)

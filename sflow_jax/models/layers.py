@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import qwix
 from flax import nnx
 from jaxtyping import Array, Float
+
+FP8 = jnp.float8_e4m3fn
 
 
 def stacked(count: int, build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
@@ -25,6 +28,53 @@ def layer_norm(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
 def along_last(vector: Float[Array, " d"], like: Float[Array, "*b d"]) -> Float[Array, "*ones d"]:
     """A vector with the rank of `like`, so that products broadcast without silent rank promotion."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+class Linear(nnx.Module):
+    """A product over the last axes, and a bias: kernel [*inputs, *outputs], bias [*outputs].
+
+    The kernel may be quantised: one of 8-bit whole numbers is used with the input as it is, one of 8-bit floats
+    with the input in 8 bits too, one scale a row.
+    """
+
+    def __init__(
+        self,
+        inputs: int | tuple[int, ...],
+        outputs: int | tuple[int, ...],
+        *,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        inputs, outputs = (sizes if isinstance(sizes, tuple) else (sizes,) for sizes in (inputs, outputs))
+        drawn = jax.nn.initializers.lecun_normal()(rngs.params(), (math.prod(inputs), math.prod(outputs)))
+        self.kernel = nnx.Param(drawn.reshape(*inputs, *outputs))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros(outputs))
+        self.input_axes = len(inputs)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """Without the bias."""
+        kernel, last = self.kernel.get_value(), x.ndim - self.input_axes
+        contracted = (tuple(range(last, x.ndim)), tuple(range(self.input_axes)))
+        if not isinstance(kernel, qwix.QArray):
+            return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+        if kernel.qtype == FP8:
+            rows = qwix.quantize(x, FP8, channelwise_axes=range(last), scale_dtype=jnp.float32)
+            return qwix.dot_general(rows, kernel, (contracted, ((), ()))).astype(x.dtype)
+        wide = jax.lax.dot_general(
+            x, kernel.qvalue.astype(x.dtype), (contracted, ((), ())), preferred_element_type=jnp.float32
+        )
+        scale = kernel.scale.reshape((1,) * last + kernel.scale.shape[self.input_axes :])
+        return (wide * scale).astype(x.dtype)
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """What follows the product."""
+        bias = self.bias[...]
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.product(x)
+        return self.add_bias(y) if hasattr(self, "bias") else y
 
 
 class LayerNorm(nnx.Module):
@@ -61,9 +111,41 @@ def sinusoids(value: Float[Array, " b"], width: int, max_period: float = 10_000.
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def scan_layers(
+    body: Callable[..., Any], carry: Any, blocks: nnx.Module, given: Any, *, unroll: bool = False
+) -> Any:
+    """`carry = body(carry, block, row)` over stacked blocks and the rows of `given`.
+
+    Kernels that wait in host memory are copied to the device one block ahead, while the block before computes.
+    """
+    spaces = {jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(blocks)}
+    if jax.memory.Space.Host not in spaces:
+        return jax.lax.scan(
+            lambda carry, layer: (body(carry, *layer), None), carry, (blocks, given), unroll=unroll
+        )[0]
+    count = len(jax.tree.leaves(blocks)[0])
+
+    def fetch(i: jax.Array | int) -> nnx.Module:
+        one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), blocks)
+        return jax.device_put(one, jax.memory.Space.Device)
+
+    def ahead(carry: Any, layer: Any) -> tuple[Any, None]:
+        (inner, block), (i, row) = carry, layer
+        # The last block fetches itself again, which keeps the loop free of conditions.
+        following = fetch(jnp.minimum(i + 1, count - 1))
+        return (body(inner, block, row), following), None
+
+    return jax.lax.scan(ahead, (carry, fetch(0)), (jnp.arange(count), given))[0][0]
+
+
+def is_quantised(leaf: Any) -> bool:
+    """Whether a leaf of a network is a quantised kernel, itself a tree of numbers and scales."""
+    return isinstance(leaf, qwix.QArray)
+
+
 def parameter_dtype(module: nnx.Module) -> jnp.dtype:
-    """The dtype of a network's weights (they all share one)."""
-    return jax.tree.leaves(module)[0].dtype
+    """The dtype of a network's weights (they all share one, but for quantised kernels)."""
+    return next(leaf.dtype for leaf in jax.tree.leaves(module, is_leaf=is_quantised) if not is_quantised(leaf))
 
 
 def parameters(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sflow_jax.models.layers import RMSNorm, stacked
+from sflow_jax.models.layers import Linear, RMSNorm, scan_layers, stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +80,12 @@ class T5Block(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         heads = (config.heads, config.head_dim)
         self.attention_norm = RMSNorm(config.width, config.epsilon)
-        self.qkv = nnx.LinearGeneral(config.width, (3, *heads), use_bias=False, rngs=rngs)
-        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), use_bias=False, rngs=rngs)
+        self.qkv = Linear(config.width, (3, *heads), use_bias=False, rngs=rngs)
+        self.out = Linear(heads, config.width, use_bias=False, rngs=rngs)
         self.mlp_norm = RMSNorm(config.width, config.epsilon)
-        self.gate = nnx.Linear(config.width, config.mlp_width, use_bias=False, rngs=rngs)
-        self.mlp_in = nnx.Linear(config.width, config.mlp_width, use_bias=False, rngs=rngs)
-        self.mlp_out = nnx.Linear(config.mlp_width, config.width, use_bias=False, rngs=rngs)
+        self.gate = Linear(config.width, config.mlp_width, use_bias=False, rngs=rngs)
+        self.mlp_in = Linear(config.width, config.mlp_width, use_bias=False, rngs=rngs)
+        self.mlp_out = Linear(config.mlp_width, config.width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b w d"], bias: Float[Array, "h w w"]) -> Float[Array, "b w d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
@@ -112,5 +112,5 @@ class T5Encoder(nnx.Module):
         bias = jnp.transpose(self.position_bias(jnp.asarray(buckets)), (2, 0, 1))
         x = self.embedding(token_ids)
         with jax.named_scope("t5_blocks"):
-            x, _ = jax.lax.scan(lambda x, block: (block(x, bias), None), x, self.blocks)
+            x = scan_layers(lambda x, block, _: block(x, bias), x, self.blocks, None)
         return self.final_norm(x)
