@@ -31,6 +31,7 @@ from jax.experimental import topologies
 from jax.stages import Lowered
 from tqdm.auto import tqdm
 
+from sflow_jax.costs import COMPILED, propose_mesh, roofline
 from sflow_jax.hardware import parse_machine
 from sflow_jax.latents import Canvas
 from sflow_jax.planning import (
@@ -39,13 +40,13 @@ from sflow_jax.planning import (
     lower_decode,
     lower_step,
     lower_text,
-    propose_mesh,
-    roofline,
     weight_bytes,
 )
 from sflow_jax.sharding import make_mesh
 
-RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
+RESULTS = Path(__file__).resolve().parent / "results" / "tpu_aot.json"
+# What `sflow info --plan` reads of it.
+SHIPPED = Path(__file__).resolve().parent.parent / "sflow_jax" / COMPILED
 # Slice → the compiler's name of its topology.
 SLICES = {
     "v5e-4": "v5e:2x2",
@@ -207,6 +208,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shipped(rows: list[dict[str, Any]]) -> str:
+    """The proposed meshes' memory, as JSON with a row a line."""
+    kept = [
+        {name: row[name] for name in ("slice", "model", "work", "side", "mesh", "memory")}
+        | {"batch": row["groups"] * row["members"]}
+        for row in rows
+        if row["proposed"] and row["network"] == "transformer"
+    ]
+    return "[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n"
+
+
+def write(file: Path, text: str) -> None:
+    """A whole file or none."""
+    temporary = file.with_name(f"{file.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
 @click.command()
 @click.option("--only", type=click.Choice(list(SLICES)), multiple=True, help="Slices [all]; repeat for more.")
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [both].")
@@ -238,12 +257,11 @@ def main(only, models, sides, works, networks, fresh, out: Path) -> None:
             continue
         rows[key] = measure(case, side)
         kept = sorted(rows.values(), key=lambda row: (list(SLICES).index(row["slice"]), MODELS.index(row["model"])))
-        text = json.dumps({"jax": jax.__version__, "rows": kept}, indent=2) + "\n"
-        for file, content in ((out, text), (out.with_suffix(".md"), table(kept))):
-            temporary = file.with_name(f"{file.name}.partial")
-            temporary.write_text(content)
-            temporary.replace(file)
+        write(out, json.dumps({"jax": jax.__version__, "rows": kept}, indent=2) + "\n")
+        write(out.with_suffix(".md"), table(kept))
     print(table(list(rows.values())))
+    if out.resolve() == RESULTS:
+        write(SHIPPED, shipped(list(rows.values())))
     unfit = [row for row in rows.values() if not row["fits"]]
     if unfit:
         raise click.ClickException(f"{len(unfit)} rows do not fit their chip")

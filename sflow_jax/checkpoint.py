@@ -29,6 +29,7 @@ from sflow_jax.models.flux import Flux, FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.models.t5 import T5Config, T5Encoder
 from sflow_jax.paths import absolute
+from sflow_jax.placement import settle, staging
 from sflow_jax.sharding import parameter_shardings
 
 FORMAT = 1
@@ -138,15 +139,27 @@ def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndar
 
 
 def load_network(
-    folder: epath.PathLike, name: str, config: Any, *, dtype: DTypeLike, mesh: Mesh | None = None
+    folder: epath.PathLike,
+    name: str,
+    config: Any,
+    *,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    quantisation: str | None = None,
+    offload: bool = False,
 ) -> nnx.Module:
     """Restore one network in `dtype`, each device reading only its own slices.
 
+    quantisation, offload: of the kernels of its blocks, see `sflow_jax.placement`.
     Raises CheckpointError when the item is missing or does not fit the config.
     """
     module = abstract_network(name, config)
     shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
-    return restore_network(folder, name, module, dtype, parameter_shardings(name, shapes, mesh))
+    places = parameter_shardings(name, shapes, mesh)
+    if quantisation is None and not offload:
+        return restore_network(folder, name, module, dtype, places)
+    network = restore_network(folder, name, module, dtype, staging(places))
+    return settle(network, places, quantisation=quantisation, offload=offload)
 
 
 def _processes(places: Mapping[str, Sharding]) -> ocp.options.MultiprocessingOptions:

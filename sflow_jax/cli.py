@@ -15,15 +15,18 @@ from sflow_jax.console import (
     quiet_logs,
     use_compilation_cache,
 )
+from sflow_jax.costs import describe_plan
 from sflow_jax.features import INFO_FILE as FEATURES_FILE
 from sflow_jax.features import abstract_features
 from sflow_jax.features import load_info as load_features_info
+from sflow_jax.hardware import parse_machine
 from sflow_jax.latents import fit_picture, open_picture
 from sflow_jax.metrics import psnr
 from sflow_jax.models.layers import parameter_count
 from sflow_jax.options import model_options, out_option, record, size_options
 from sflow_jax.output import captioned_grid, output_folder
 from sflow_jax.pipeline import EDITS_AT_ONCE
+from sflow_jax.placement import QUANTISATIONS
 from sflow_jax.planning import find_info
 from sflow_jax.results import Inversion
 from sflow_jax.sampling import REPLAYS
@@ -249,15 +252,28 @@ def invert(chosen, image, prompt, steps, height, width, nudge, out) -> None:
     sflow info checkpoints/dinov2-giant
 
     sflow info flux-schnell
+
+    sflow info flux-dev --plan v6e-8
+
+    sflow info flux-dev --plan h100x1 --quantize fp8
     """,
 )
 @click.argument("model")
+@click.option("--plan", help="A machine, such as v6e-8 or h100x1: what the model takes there.")
+@click.option("--quantize", type=click.Choice(list(QUANTISATIONS)), help="Of --plan: blocks in 8 bits.")
+@click.option("--offload", is_flag=True, help="Of --plan: blocks wait in host memory.")
 @one_line_errors
-def info(model: str) -> None:
+def info(model: str, plan: str | None, quantize: str | None, offload: bool) -> None:
     """What a checkpoint is: family, sizes, vital layers, memory. Published models are known without files.
 
-    Also tells what a converted features folder (DINOv2, CLIP) is.
+    Also tells what a converted features folder (DINOv2, CLIP) is; with --plan, mesh, memory and time on a machine.
     """
+    if plan is not None:
+        chip, count = parse_machine(plan)
+        found, words = find_info(model)
+        told = describe_plan(found, words, plan, chip, count, quantisation=quantize, offload=offload)
+        click.echo("\n".join(told))
+        return
     if (epath.Path(model) / FEATURES_FILE).exists():
         features = load_features_info(model)
         count = parameter_count(abstract_features(features))

@@ -4,17 +4,22 @@ import dataclasses
 import functools
 import importlib.metadata
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sflow_jax.attention import AUTOMATIC, KERNELS
 from sflow_jax.console import parse_place
+from sflow_jax.costs import propose_mesh
 from sflow_jax.distributed import join
-from sflow_jax.pipeline import StableFlow
+from sflow_jax.hardware import find_chip
+from sflow_jax.pipeline import TEXT_ENCODER_PLACES, StableFlow
+from sflow_jax.placement import QUANTISATIONS
+from sflow_jax.planning import find_info
 from sflow_jax.sharding import make_mesh, parse_mesh
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -40,6 +45,9 @@ class Chosen:
     dtype: str | None
     mesh: str | None
     attention: str
+    quantize: str | None
+    offload: bool
+    text_encoder: str
     coordinator: str | None
     process: str | None
 
@@ -62,10 +70,28 @@ class Chosen:
             devices = jax.local_devices() if alone else jax.devices()
         except RuntimeError as error:
             raise ValueError(f"no usable device: {str(error).splitlines()[0]}") from error
-        mesh = None if self.mesh is None else make_mesh(parse_mesh(self.mesh), devices)
-        dtype = self.dtype and DTYPES[self.dtype]
-        flow = StableFlow.load(self.model, mesh=mesh, dtype=dtype, attention=self.attention)
+        flow = StableFlow.load(
+            self.model,
+            mesh=self.place(devices, "sweep" if alone else "edit"),
+            dtype=self.dtype and DTYPES[self.dtype],
+            attention=self.attention,
+            quantisation=self.quantize,
+            offload=self.offload,
+            text_encoder=self.text_encoder,
+        )
         return flow, time.perf_counter() - start
+
+    def place(self, devices: Sequence[jax.Device], work: str) -> Mesh | None:
+        """The mesh asked for, or proposed for these devices and this work; ValueError where it does not fit."""
+        if self.mesh is None:
+            return None
+        if self.mesh != AUTOMATIC:
+            return make_mesh(parse_mesh(self.mesh), devices)
+        chip = find_chip(devices[0].device_kind)
+        changes = {"quantisation": self.quantize, "offload": self.offload}
+        sizes, why = propose_mesh(find_info(self.model)[0].configs, chip, len(devices), work, **changes)
+        click.echo(f"mesh {why}", err=True)
+        return make_mesh(sizes, devices)
 
 
 def _model_options(required: bool) -> Callable:
@@ -98,7 +124,20 @@ def _model_options(required: bool) -> Callable:
             show_default=True,
             help="Attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, else xla.",
         ),
-        click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4."),
+        click.option("--mesh", help="Devices as axes data, fsdp and tensor, such as data=2,tensor=4; or auto."),
+        click.option(
+            "--quantize",
+            type=click.Choice(list(QUANTISATIONS)),
+            help="Blocks in 8 bits: int8 weights, or fp8 products where the hardware has them.",
+        ),
+        click.option("--offload", is_flag=True, help="Blocks wait in host memory, for devices too small for all."),
+        click.option(
+            "--text-encoder",
+            type=click.Choice(TEXT_ENCODER_PLACES),
+            default=TEXT_ENCODER_PLACES[0],
+            show_default=True,
+            help="Where T5 waits between prompts.",
+        ),
         click.option(
             "--coordinator",
             help="Work together with other processes: auto (TPU pods, SLURM), or the first's HOST:PORT.",

@@ -1,14 +1,17 @@
 """StableFlow: text and pictures in, pictures out."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -22,6 +25,7 @@ from sflow_jax.embedded import resolve
 from sflow_jax.latents import Canvas, Picture, draw_noise, fit_picture, open_picture, to_network
 from sflow_jax.models.autoencoder import Autoencoder
 from sflow_jax.models.flux import Flux
+from sflow_jax.placement import in_host_memory, on_device
 from sflow_jax.programs import Run, decode, encode
 from sflow_jax.prompts import TOKENIZERS, Conditioning, PromptEncoder, load_tokenizer
 from sflow_jax.results import Edit, Generation, Inversion
@@ -33,6 +37,7 @@ Layers = str | Iterable[int]
 # Pictures that go through the autoencoder at once: about one megapixel.
 DECODED_PIXELS = 1024 * 1024
 EDITS_AT_ONCE = 3
+TEXT_ENCODER_PLACES = ("device", "host", "disk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,24 +118,42 @@ class StableFlow:
         mesh: Mesh | None = None,
         dtype: DTypeLike | None = None,
         attention: str = AUTOMATIC,
+        quantisation: str | None = None,
+        offload: bool = False,
+        text_encoder: str = "device",
     ) -> "StableFlow":
         """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
 
         mesh: from `sflow_jax.sharding.make_mesh`; each device reads only its slices. dtype: of weights and
         computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel, by default the one for
-        the platform, see `sflow_jax.attention`. Raises CheckpointError.
+        the platform, see `sflow_jax.attention`. quantisation: "int8" (weights) or "fp8" (products) in the blocks of
+        the transformer and T5. offload: the transformer's blocks wait in host memory, and are copied one ahead of
+        the computation. text_encoder: where T5 is between prompts: "device", "host" or "disk".
+        Raises CheckpointError, and ValueError for unknown names.
         """
+        if text_encoder not in TEXT_ENCODER_PLACES:
+            raise ValueError(
+                f"no place {text_encoder!r} for the text encoder; choose one of {', '.join(TEXT_ENCODER_PLACES)}"
+            )
         folder = resolve(checkpoint)
         info = load_info(folder)
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        networks = {
-            name: load_network(folder, name, config, dtype=dtype, mesh=mesh)
-            for name, config in info.configs.items()
-        }
+
+        def restore(name: str, **changes: Any) -> nnx.Module:
+            return load_network(folder, name, info.configs[name], dtype=dtype, mesh=mesh, **changes)
+
+        # First, since moving it off the device again needs room there.
+        fetch_t5 = functools.partial(restore, "t5", quantisation=quantisation)
+        if text_encoder == "device":
+            t5 = fetch_t5()
+            fetch_t5 = lambda: t5
+        elif text_encoder == "host":
+            fetch_t5 = functools.partial(on_device, in_host_memory(fetch_t5()))
+        transformer = restore("transformer", quantisation=quantisation, offload=offload)
         tokenizers = [load_tokenizer(folder / TOKENIZERS[name]) for name in ("clip", "t5")]
-        prompts = PromptEncoder(networks["clip"], networks["t5"], *tokenizers)
-        return cls(info, networks["transformer"], networks["autoencoder"], prompts, mesh=mesh, attention=attention)
+        prompts = PromptEncoder(restore("clip"), fetch_t5, *tokenizers)
+        return cls(info, transformer, restore("autoencoder"), prompts, mesh=mesh, attention=attention)
 
     @property
     def layers(self) -> int:

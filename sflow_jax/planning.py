@@ -8,28 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 from jax.stages import Lowered
 from jax.typing import DTypeLike
 
 from sflow_jax.attention import AUTOMATIC
 from sflow_jax.checkpoint import CheckpointError, ModelInfo, abstract_network, load_info
 from sflow_jax.embedded import resolve
-from sflow_jax.hardware import Chip
 from sflow_jax.latents import PATCH, Canvas
 from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux import FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.models.t5 import T5Config
+from sflow_jax.placement import HOST, settle
 from sflow_jax.programs import decode, step_latents
 from sflow_jax.prompts import TOKENIZERS, t5_features
 from sflow_jax.sampling import Step
-from sflow_jax.sharding import AXES, AnyMesh, batch_sharding, parameter_shardings
+from sflow_jax.sharding import AnyMesh, batch_sharding, parameter_shardings
 
 GIB = 2**30
-# Bytes of a chip for all but weights: temporaries, inputs, the compiled programs, pictures being decoded.
-RESERVE = 4 * GIB
 
 # Name → transformer, text tokens, scheduler of the published models.
 PUBLISHED: dict[str, tuple[FluxConfig, int, dict[str, Any]]] = {
@@ -77,86 +75,50 @@ def planned_devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def weight_bytes(configs: Mapping[str, Any], dtype: DTypeLike, mesh: AnyMesh | None) -> dict[str, int]:
-    """Network → bytes of its weights on every device; ValueError where the mesh cannot split one."""
+def weight_bytes(
+    configs: Mapping[str, Any],
+    dtype: DTypeLike,
+    mesh: AnyMesh | None,
+    *,
+    quantisation: str | None = None,
+    offload: bool = False,
+) -> dict[str, int]:
+    """Network → bytes of its weights in the memory of every device; ValueError where the mesh cannot split one.
+
+    quantisation: of the transformer and T5; offload: of the transformer.
+    """
     found = {}
     for name, config in configs.items():
-        shapes = {path: leaf.shape for path, leaf in parameters(abstract_network(name, config)).items()}
-        places = parameter_shardings(name, shapes, mesh)
-        numbers = sum(math.prod(places[path].shard_shape(shape)) for path, shape in shapes.items())
-        found[name] = numbers * jnp.dtype(dtype).itemsize
+        changes = {
+            "quantisation": quantisation if name in ("transformer", "t5") else None,
+            "offload": offload and name == "transformer",
+        }
+        leaves = jax.tree.leaves(abstract_weights(name, config, dtype, mesh, **changes))
+        found[name] = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in leaves
+            if leaf.sharding.memory_kind != HOST
+        )
     return found
 
 
-def step_flops(config: FluxConfig, tokens: int, words: int, batch: int) -> float:
-    """Floating point operations of one step: the products over tokens (a multiply-add is two), and attention.
-
-    tokens: of the image; words: of the text. Norms, softmax, and products of one vector a picture are left out.
-    """
-    joint, width = tokens + words, config.width
-    # q, k, v and out take 4 d², the MLP 2 · ratio · d², in a block of either kind.
-    products = 2 * (4 + 2 * config.mlp_ratio) * width**2 * joint * config.layers
-    attention = 4 * joint**2 * width * config.layers
-    ends = 2 * width * (2 * config.in_channels * tokens + config.text_width * words)
-    return float(batch * (products + attention + ends))
-
-
-def roofline(
-    config: FluxConfig, chip: Chip, chips: int, tokens: int, words: int, batch: int, *, weights: float, sent: float
-) -> dict[str, Any]:
-    """The least seconds of one step by published peaks: of products, memory and network, and which bounds it.
-
-    All three overlap, and the batch is spread evenly over the chips. weights: bytes that every chip reads; sent:
-    bytes that it sends.
-    """
-    seconds = {
-        "product": step_flops(config, tokens, words, batch) / (chips * chip.flops),
-        "memory": weights / chip.bandwidth,
-        "network": sent / chip.network,
-    }
-    bound = max(seconds, key=seconds.get)
-    times = {f"{part}_seconds": value for part, value in seconds.items()}
-    return {**times, "step_seconds": seconds[bound], "bound": bound}
-
-
-def propose_mesh(configs: Mapping[str, Any], chip: Chip, devices: int, work: str) -> tuple[dict[str, int], str]:
-    """Axis sizes for so many chips, and why.
-
-    work: "edit", where a picture should be there soon: split it over as many chips as its heads allow. "sweep",
-    where many pictures should: split a model only as far as it must be to fit, and pictures over the rest.
-    configs: network → config. Raises ValueError where the weights do not fit.
-    """
-    sizes = [
-        size
-        for size in range(1, devices + 1)
-        if devices % size == 0 and all(configs[name].heads % size == 0 for name in ("transformer", "t5"))
-    ]
-    needed = {}
-    for size in sizes:
-        mesh = AbstractMesh((devices // size, 1, size), AXES)
-        needed[size] = sum(weight_bytes(configs, jnp.bfloat16, mesh).values()) + RESERVE
-    fitting = [size for size in sizes if needed[size] <= chip.memory]
-    if not fitting:
-        raise ValueError(
-            f"{devices} {chip.name} cannot hold this model: {min(needed.values()) / GIB:.1f} GiB a chip are needed "
-            f"and {chip.memory / GIB:.1f} there; take more chips, --quantize or --offload"
-        )
-    tensor = max(fitting) if work == "edit" else min(fitting)
-    why = "every chip works on one picture" if work == "edit" else "the least split that fits"
-    told = f"tensor={tensor}: {why}, {needed[tensor] / GIB:.1f} of {chip.memory / GIB:.1f} GiB a chip"
-    if devices > tensor:
-        told += f"; data={devices // tensor}: so many groups of pictures at once"
-    return {"data": devices // tensor, "tensor": tensor}, told
-
-
-def abstract_weights(name: str, config: Any, dtype: DTypeLike, mesh: Mesh | None) -> nnx.Module:
+def abstract_weights(
+    name: str,
+    config: Any,
+    dtype: DTypeLike,
+    mesh: AnyMesh | None,
+    *,
+    quantisation: str | None = None,
+    offload: bool = False,
+) -> nnx.Module:
     """A network of shapes with the places that its parameters have on a mesh."""
     module = abstract_network(name, config)
     leaves = parameters(module)
     places = parameter_shardings(name, {path: leaf.shape for path, leaf in leaves.items()}, mesh)
-    return with_parameters(
-        module, {path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=places[path]) for path, x in leaves.items()}
+    stored = with_parameters(
+        module, {p: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)) for p, x in leaves.items()}
     )
+    return settle(stored, places, quantisation=quantisation, offload=offload)
 
 
 def lower_text(config: T5Config, *, dtype: DTypeLike, mesh: Mesh | None, words: int) -> Lowered:
@@ -185,10 +147,12 @@ def lower_step(
     canvas: Canvas,
     words: int,
     kernel: str = AUTOMATIC,
+    quantisation: str | None = None,
+    offload: bool = False,
 ) -> Lowered:
     """One denoising step of a full-size model, lowered from abstract arguments: `.compile()` tells its memory.
 
-    groups × members: the batch; words: text tokens.
+    groups × members: the batch; words: text tokens. quantisation, offload: see `sflow_jax.placement`.
     """
     rows, everywhere, batch = batch_sharding(mesh, groups), batch_sharding(mesh, 1), groups * members
 
@@ -198,7 +162,7 @@ def lower_step(
     mask, state = array((batch, config.layers), bool), array((groups, canvas.tokens, config.in_channels))
     text = array((batch, words, config.text_width), dtype, rows), array((batch, config.pooled_width), dtype, rows)
     return step_latents.lower(
-        abstract_weights("transformer", config, dtype, mesh),
+        abstract_weights("transformer", config, dtype, mesh, quantisation=quantisation, offload=offload),
         text,
         array((batch,)),
         array((canvas.tokens, 3)),

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,10 +69,13 @@ def _clip_pooled(encoder: ClipText, token_ids: jax.Array) -> jax.Array:
 
 
 class PromptEncoder:
-    """Both text encoders with their tokenizers. Prompts go through one by one: one compilation for any number."""
+    """Both text encoders with their tokenizers. Prompts go through one by one: one compilation for any number.
 
-    def __init__(self, clip: ClipText, t5: T5Encoder, clip_tokenizer: Any, t5_tokenizer: Any):
-        self.clip, self.t5 = clip, t5
+    fetch_t5: gives T5 where it computes; called once for all prompts encoded together, and let go after them.
+    """
+
+    def __init__(self, clip: ClipText, fetch_t5: Callable[[], T5Encoder], clip_tokenizer: Any, t5_tokenizer: Any):
+        self.clip, self.fetch_t5 = clip, fetch_t5
         self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer, t5_tokenizer
         # A tokenizer without a stated limit reports a huge one.
         self.clip_length = min(clip_tokenizer.model_max_length, clip.config.positions)
@@ -87,12 +90,12 @@ class PromptEncoder:
         """
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts must be a list of at least one text, found {prompts!r}")
-        pooled, text = [], []
+        t5, pooled, text = self.fetch_t5(), [], []
         for prompt in prompts:
             clip_ids = tokenize(self.clip_tokenizer, prompt, self.clip_length, "CLIP (the pooled vector)")
             t5_ids = tokenize(self.t5_tokenizer, prompt, self.t5_length, "T5")
             pooled.append(_clip_pooled(self.clip, clip_ids))
-            text.append(t5_features(self.t5, t5_ids))
+            text.append(t5_features(t5, t5_ids))
         return Conditioning(text=jnp.concatenate(text), pooled=jnp.concatenate(pooled))
 
 

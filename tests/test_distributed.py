@@ -48,6 +48,21 @@ def test_processes_paint_together_what_one_paints(count, wide_checkpoint, tmp_pa
         assert np.abs(ours - expected).max() <= 1 and np.ptp(expected) > 10
 
 
+def test_two_processes_generate_what_one_generates(wide_checkpoint, tmp_path):
+    """Four pictures, two to each process."""
+    prompts = [part for prompt in ("a cat", "a dog", "snow", "a hat") for part in ("-p", prompt)]
+    generate = ("generate", "-m", wide_checkpoint, *prompts, "--bypass", "1", "--steps", 2)
+    together = start_together(
+        *generate, "--mesh", "data=2,tensor=2", "--out", tmp_path / "together", count=2, devices=2
+    )
+    finish([*together, start(*generate, "--out", tmp_path / "alone")])
+    for i in range(1, 5):
+        ours, expected = (
+            np.asarray(Image.open(tmp_path / run / f"picture-{i}.png"), float) for run in ("together", "alone")
+        )
+        assert np.abs(ours - expected).max() <= 1 and np.ptp(expected) > 10
+
+
 def test_two_processes_invert_together(wide_checkpoint, photo, tmp_path):
     photo.save(tmp_path / "photo.png")
     invert = ("invert", "-m", wide_checkpoint, "-p", "a ramp", "--image", tmp_path / "photo.png", "--steps", 2)

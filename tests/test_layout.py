@@ -22,23 +22,27 @@ ALLOWED = {
     "sampling": {"arrays", "control", "latents"},
     "prompts": {"models", "paths"},
     "results": set(),
-    "checkpoint": {"models", "paths", "sharding"},
+    "placement": {"models"},
+    "checkpoint": {"models", "paths", "placement", "sharding"},
     "programs": {"arrays", "latents", "models", "prompts", "sampling", "sharding"},
     "embedded": {"checkpoint", "paths"},
     "features": {"arrays", "checkpoint", "embedded", "models", "preprocessing"},
     "output": {"latents", "paths"},
     "pipeline": {
-        "arrays", "attention", "checkpoint", "control", "embedded", "latents", "models", "programs", "prompts",
-        "results", "sampling", "sharding",
+        "arrays", "attention", "checkpoint", "control", "embedded", "latents", "models", "placement", "programs",
+        "prompts", "results", "sampling", "sharding",
     },
     "distributed": set(),
     "planning": {
-        "attention", "checkpoint", "embedded", "hardware", "latents", "models", "programs", "prompts", "sampling",
+        "attention", "checkpoint", "embedded", "latents", "models", "placement", "programs", "prompts", "sampling",
         "sharding",
     },
-    "options": {"attention", "console", "distributed", "pipeline", "sharding"},
+    "costs": {"checkpoint", "hardware", "latents", "models", "planning", "sharding"},
+    "options": {
+        "attention", "console", "costs", "distributed", "hardware", "pipeline", "placement", "planning", "sharding",
+    },
     "vitality": {
-        "arrays", "checkpoint", "console", "control", "embedded", "features", "latents", "metrics",
+        "arrays", "checkpoint", "console", "control", "embedded", "features", "latents", "metrics", "models",
         "options", "output", "paths", "pipeline", "planning", "prompts", "sharding", "toyworld", "vitality",
     },
 }  # fmt: skip

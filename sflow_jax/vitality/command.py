@@ -18,6 +18,7 @@ from sflow_jax.console import Command, one_line_errors, parse_layers, parse_plac
 from sflow_jax.embedded import NAME as EMBEDDED
 from sflow_jax.embedded import resolve
 from sflow_jax.features import Features, load_features
+from sflow_jax.models.layers import parameter_dtype
 from sflow_jax.options import Chosen, optional_model_options, record
 from sflow_jax.pipeline import StableFlow, resolve_layers
 from sflow_jax.planning import find_info
@@ -97,7 +98,7 @@ def vital(chosen: Chosen, compared: tuple[str, str] | None, out: str | None, **a
     features = load_networks(chosen.model, asked["features"], asked["clip"])
     plan = plan_of(flow.info, chosen.model, asked)
     elimination = elimination_of(asked, rule, plan)
-    settings = settings_of(flow, chosen.model, features, plan, asked, elimination)
+    settings = settings_of(flow, chosen, features, plan, asked, elimination)
     folder, together = RunFolder(out, settings), chosen.coordinator is not None
     sweep = Sweep(
         flow, features, plan, folder, worker=worker, keep=keeper(folder, plan, asked["keep_images"]),
@@ -224,17 +225,17 @@ def plan_of(info: ModelInfo, model: str, asked: dict[str, Any]) -> Plan:
 
 def settings_of(
     flow: StableFlow,
-    model: str,
+    chosen: Chosen,
     features: dict[str, Features],
     plan: Plan,
     asked: dict[str, Any],
     elimination: Elimination | None,
 ) -> dict[str, Any]:
     """Everything that the scores depend on: the run's manifest."""
-    dtype = jax.tree.leaves(flow.transformer)[0].dtype.name
+    dtype = parameter_dtype(flow.transformer).name + (f", {chosen.quantize}" if chosen.quantize else "")
     source = json.dumps([flow.info.source_digests, dtype], sort_keys=True)
     told = {
-        "model": model,
+        "model": chosen.model,
         "family": flow.info.family,
         "checkpoint": hashlib.sha256(source.encode()).hexdigest()[:16],
         "dtype": dtype,

@@ -1,0 +1,108 @@
+"""Meshes proposed for published chips, and what a step takes at least."""
+
+import dataclasses
+
+import pytest
+from test_cli import run
+
+from sflow_jax import cli
+from sflow_jax.costs import bytes_sent, propose_mesh, roofline, step_flops
+from sflow_jax.hardware import CHIPS, find_chip, parse_machine
+from sflow_jax.latents import Canvas
+from sflow_jax.planning import find_info, lower_step, weight_bytes
+
+
+@pytest.mark.parametrize(
+    "machine, work, tensor, data",
+    [
+        ("v5e-8", "edit", 8, 1),
+        ("v5e-8", "sweep", 4, 2),
+        ("v5e-256", "edit", 8, 32),
+        ("v6e-4", "sweep", 2, 2),
+        ("v5p-8", "sweep", 1, 4),
+        ("h100x1", "edit", 1, 1),
+    ],
+)
+def test_meshes_fit_the_chip(machine, work, tensor, data):
+    chip, count = parse_machine(machine)
+    sizes, why = propose_mesh(find_info("flux-dev")[0].configs, chip, count, work)
+    assert sizes == {"data": data, "tensor": tensor} and f"tensor={tensor}" in why
+
+
+def test_a_model_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="4 v5e cannot hold|2 v5e cannot hold"):
+        propose_mesh(find_info("flux-dev")[0].configs, CHIPS["v5e"], 2, "edit")
+
+
+@pytest.mark.parametrize("text", ["v9-8", "v5e", "v5p-7", "h100", ""])
+def test_unknown_machines_are_refused(text):
+    with pytest.raises(ValueError, match="cannot read machine|counts cores"):
+        parse_machine(text)
+    with pytest.raises(ValueError, match="no figures"):
+        find_chip("cpu")
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e"), ("TPU v5", "v5p"), ("NVIDIA H100 80GB HBM3", "h100")],
+)
+def test_devices_are_known_by_their_kind(kind, name):
+    assert find_chip(kind).name == name
+
+
+def test_the_operations_of_a_step_are_the_compilers():
+    """A two-block model, unrolled by the compiler's own count."""
+    config = find_info("flux-dev")[0].configs["transformer"]
+    small = dataclasses.replace(config, double_blocks=1, single_blocks=1)
+    canvas = Canvas.of(512, 512, 8)
+    lowered = lower_step(
+        small, dtype="float32", mesh=None, groups=1, members=1, canvas=canvas, words=512, kernel="xla"
+    )
+    counted = lowered.cost_analysis()["flops"]
+    assert step_flops(small, canvas.tokens, 512, 1) == pytest.approx(counted, rel=0.03)
+
+
+def test_what_bounds_a_step():
+    config, chip = find_info("flux-dev")[0].configs["transformer"], CHIPS["v5e"]
+    shape = dict(chips=8, tokens=1024, words=512, batch=4)
+    assert roofline(config, chip, **shape, weights=3_000_000_000, sent=1e9)["bound"] == "product"
+    assert roofline(config, chip, **shape, weights=3_000_000_000, sent=9e10)["bound"] == "network"
+
+
+def test_eight_bits_and_host_memory_leave_less_on_the_device():
+    configs = find_info("flux-dev")[0].configs
+    plain, small, away = (
+        weight_bytes(configs, "bfloat16", None, **changes)
+        for changes in ({}, {"quantisation": "int8"}, {"offload": True})
+    )
+    # Nearly all of both networks are kernels of blocks; T5 also has its vocabulary.
+    assert small["transformer"] == pytest.approx(plain["transformer"] / 2, rel=0.01)
+    assert small["t5"] == pytest.approx(plain["t5"] / 2, rel=0.03)
+    assert away["transformer"] < 0.02 * plain["transformer"] and away["t5"] == plain["t5"]
+
+
+def test_bytes_sent_vanish_without_a_split():
+    config = find_info("flux-dev")[0].configs["transformer"]
+    assert bytes_sent(config, 1024, 512, 4, 1) == 0
+    # What the compiler's HLO of this step says: 5.02 GB.
+    assert bytes_sent(config, 1024, 512, 4, 8) == pytest.approx(5.02e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("flux-dev", "--plan", "v6e-8"), "tensor=8"),
+        (("flux-schnell", "--plan", "h100x1"), "at least"),
+        (("flux-dev", "--plan", "v5e-4", "--quantize", "int8"), "int8"),
+    ],
+)
+def test_info_plans_for_a_machine(arguments, said, capsys):
+    assert run(cli, "info", *arguments) == 0
+    told = capsys.readouterr().out
+    assert said in told and "picture" in told and "sweep" in told and "estimated" in told
+
+
+@pytest.mark.parametrize("machine, message", [("v5e-2", "cannot hold"), ("abacus", "cannot read machine")])
+def test_machines_that_cannot_are_refused(machine, message, capsys):
+    assert run(cli, "info", "flux-dev", "--plan", machine) == 2
+    assert message in capsys.readouterr().err
