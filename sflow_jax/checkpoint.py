@@ -10,6 +10,7 @@ tokenizer_2/   T5's
 
 import dataclasses
 import json
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,8 @@ from sflow_jax.sharding import parameter_shardings
 FORMAT = 1
 INFO_FILE = "model.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+# Bytes of a stored piece: what a device reads beside its own slices, and unpacks at once.
+CHUNK = 32 << 20
 NETWORKS: dict[str, tuple[type, type]] = {
     "transformer": (Flux, FluxConfig),
     "autoencoder": (Autoencoder, AutoencoderConfig),
@@ -134,8 +137,15 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
 
 def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Write one network's parameters (path → array) as an Orbax item of the checkpoint."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(absolute(folder) / name, dict(arrays))
+    chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in arrays}
+    # Orbax copies numpy arrays, all at once; the CPU's arrays share their memory instead.
+    cpu = jax.local_devices(backend="cpu")[0]
+    shared = {
+        path: jax.device_put(array, cpu, may_alias=True) if isinstance(array, np.ndarray) else array
+        for path, array in arrays.items()
+    }
+    with ocp.StandardCheckpointer(save_concurrent_gb=_at_once(shared)) as checkpointer:
+        checkpointer.save(absolute(folder) / name, shared, save_args=chunks)
 
 
 def load_network(
@@ -160,6 +170,11 @@ def load_network(
         return restore_network(folder, name, module, dtype, places)
     network = restore_network(folder, name, module, dtype, staging(places))
     return settle(network, places, quantisation=quantisation, offload=offload)
+
+
+def _at_once(arrays: Mapping[str, Any]) -> int:
+    """Gigabytes that may be on their way between memory and disk: room for the largest array, and little more."""
+    return 1 + math.ceil(max(math.prod(x.shape) * x.dtype.itemsize for x in arrays.values()) / 1e9)
 
 
 def _processes(places: Mapping[str, Sharding]) -> ocp.options.MultiprocessingOptions:
@@ -188,7 +203,9 @@ def restore_network(
         for path, leaf in parameters(module).items()
     }
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_processes(places)) as checkpointer:
+        with ocp.StandardCheckpointer(
+            multiprocessing_options=_processes(places), restore_concurrent_gb=_at_once(wanted)
+        ) as checkpointer:
             arrays = checkpointer.restore(item, wanted)
     except jax.errors.JaxRuntimeError:
         raise
