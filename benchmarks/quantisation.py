@@ -2,9 +2,9 @@
 
     python benchmarks/quantisation.py
 
-The same captions, noise and edits with float32, bfloat16, int8 and fp8 blocks (the last two beside bfloat16). Latents
-and pictures are compared with float32's; an edit counts as happened if the attribute reader finds it. The transformer
-and T5 are quantised together, as --quantize does. Writes JSON.
+The same captions, noise and edits with float32, bfloat16, int8 and fp8 blocks (the last two beside bfloat16).
+Latents and pictures are compared with float32's; an edit counts as happened if the attribute reader finds it. The
+transformer and T5 are quantised together, as --quantize does. Writes JSON.
 """
 
 import json

@@ -61,7 +61,9 @@ def settle(
         if path in kernels:
             place = place.with_memory_kind(HOST) if offload else place
             if quantisation is not None:
-                in_eight_bits = functools.partial(quantise, quantisation=quantisation, input_axes=kernels[path])
+                # Modulation is a product of one vector a picture: nothing to gain from rounding that too.
+                form = "int8" if "modulation" in path else quantisation
+                in_eight_bits = functools.partial(quantise, quantisation=form, input_axes=kernels[path])
                 leaf = jax.eval_shape(in_eight_bits, leaf) if abstract else in_eight_bits(leaf)
         target = jax.tree.map(functools.partial(beside, place), leaf)
         made[path] = jax.tree.map(_placed, leaf, target) if abstract else jax.device_put(leaf, target)
