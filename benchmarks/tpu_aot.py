@@ -249,10 +249,11 @@ def write(file: Path, text: str) -> None:
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [both].")
 @click.option("--side", "sides", type=int, multiple=True, help="Height and width [512 and 1024].")
 @click.option("--work", "works", type=click.Choice(["edit", "sweep"]), multiple=True, help="Kinds of work [both].")
+@click.option("--mesh", "meshes", multiple=True, help="Meshes, such as data=2,tensor=4 [all].")
 @click.option("--network", "networks", multiple=True, help="Networks [transformer, t5, autoencoder].")
 @click.option("--fresh", is_flag=True, help="Compile again what the JSON has.")
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="JSON file.")
-def main(only, models, sides, works, networks, fresh, out: Path) -> None:
+def main(only, models, sides, works, meshes, networks, fresh, out: Path) -> None:
     """Compile FLUX for TPU slices, and say what fits and what bounds it."""
     rows = {
         identity(row): row for row in (json.loads(out.read_text())["rows"] if out.exists() and not fresh else [])
@@ -264,6 +265,7 @@ def main(only, models, sides, works, networks, fresh, out: Path) -> None:
         for case in cases(name, model)
         for side in sides or SIDES
         if (not works or case["work"] in works)
+        and (not meshes or name_of(case["mesh"]) in meshes)
         and (not networks or case["network"] in networks)
         and (case["network"] != "t5" or side == SIDES[0])
     ]

@@ -149,10 +149,12 @@ def lower_step(
     kernel: str = AUTOMATIC,
     quantisation: str | None = None,
     offload: bool = False,
+    platforms: tuple[str, ...] | None = None,
 ) -> Lowered:
     """One denoising step of a full-size model, lowered from abstract arguments: `.compile()` tells its memory.
 
-    groups × members: the batch; words: text tokens. quantisation, offload: see `sflow_jax.placement`.
+    groups × members: the batch; words: text tokens. quantisation, offload: see `sflow_jax.placement`. platforms:
+    lower for these ("cuda", "tpu") whatever the devices are; such a program cannot be compiled here.
     """
     rows, everywhere, batch = batch_sharding(mesh, groups), batch_sharding(mesh, 1), groups * members
 
@@ -161,7 +163,7 @@ def lower_step(
 
     mask, state = array((batch, config.layers), bool), array((groups, canvas.tokens, config.in_channels))
     text = array((batch, words, config.text_width), dtype, rows), array((batch, config.pooled_width), dtype, rows)
-    return step_latents.lower(
+    traced = step_latents.trace(
         abstract_weights("transformer", config, dtype, mesh, quantisation=quantisation, offload=offload),
         text,
         array((batch,)),
@@ -171,3 +173,4 @@ def lower_step(
         sharding=rows,
         kernel=kernel,
     )
+    return traced.lower(lowering_platforms=platforms)

@@ -7,6 +7,9 @@ import pytest
 from conftest import relative
 
 from sflow_jax.attention import block_size, choose_kernel, joint_attention, xla_attention
+from sflow_jax.latents import Canvas
+from sflow_jax.models.flux import FluxConfig
+from sflow_jax.planning import lower_step
 from sflow_jax.sharding import batch_sharding, make_mesh
 
 
@@ -72,20 +75,39 @@ def test_the_kernel_follows_the_platform(device, tokens, width, dtype, kernel):
     assert choose_kernel(device, tokens, width, jnp.dtype(dtype)) == kernel
 
 
-def test_cudnn_lowers_for_gpus_on_a_mesh(monkeypatch):
-    """Without a GPU: every device calls cuDNN's flash attention on its own heads and groups."""
+@pytest.fixture
+def cudnn(monkeypatch):
+    """What jax asks of a machine before it lowers cuDNN's attention."""
     from jax._src.cudnn import fused_attention_stablehlo
 
-    # What jax asks of the machine before it lowers.
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+
+
+def calls(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "cudnn" in line and "custom_call" in line]
+
+
+def test_cudnn_lowers_for_gpus_on_a_mesh(cudnn):
+    """Without a GPU: every device calls cuDNN's flash attention on its own heads and groups."""
     sharding = batch_sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 4)
     traced = jax.jit(lambda *x: joint_attention(*x, kernel="cudnn", sharding=sharding)).trace(
         *random(512, batch=4, dtype=jnp.bfloat16)
     )
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    called = [line for line in text.splitlines() if "cudnn" in line and "custom_call" in line]
+    called = calls(traced.lower(lowering_platforms=("cuda",)).as_text())
     assert len(called) == 1 and "tensor<1x512x1x128xbf16>" in called[0], called
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_full_size_step_lowers_for_gpus(offload, cudnn):
+    """FLUX.1-dev, source and edit at 1024²: cuDNN's attention once in each loop over blocks."""
+    lowered = lower_step(
+        FluxConfig.dev(), dtype="bfloat16", mesh=None, groups=1, members=2, canvas=Canvas.of(1024, 1024, 8),
+        words=512, kernel="cudnn", offload=offload, platforms=("cuda",),
+    )  # fmt: skip
+    text = lowered.as_text()
+    assert len(calls(text)) == 2 and text.count("stablehlo.while") >= 2
+    assert ("pinned_host" in text) == offload
 
 
 @pytest.mark.parametrize(

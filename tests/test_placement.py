@@ -1,4 +1,4 @@
-"""Weights in eight bits, in host memory or on disk: the same pictures, or nearly."""
+"""Weights in eight bits, in host memory or on disk, other kernels: the same pictures, or nearly."""
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,12 @@ def test_blocks_in_host_memory_give_the_same_latents(mesh, wide_checkpoint, expe
 
 
 @MESHES
+def test_splash_attention_gives_the_same_latents(mesh, wide_checkpoint, expected):
+    flow = StableFlow.load(wide_checkpoint, mesh=mesh and make_mesh(mesh), attention="splash")
+    assert relative(flow.edit(*PROMPTS, **OPTIONS).latents, expected) <= 1e-5
+
+
+@MESHES
 @pytest.mark.parametrize("quantisation, most", [("int8", 0.02), ("fp8", 0.1)])
 def test_quantised_blocks_paint_nearly_the_same(mesh, quantisation, most, wide_checkpoint, expected):
     flow = StableFlow.load(wide_checkpoint, mesh=mesh and make_mesh(mesh), quantisation=quantisation)
@@ -63,7 +69,10 @@ def test_everything_in_sixteen_bits_is_near(wide_checkpoint, expected):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"quantisation": "int4"}, "choose one of int8, fp8"), ({"text_encoder": "cloud"}, "device, host, disk")],
+    [
+        ({"quantisation": "int4"}, "choose one of int8, fp8"),
+        ({"text_encoder": "cloud"}, "device, host, disk"),
+    ],
 )
 def test_unknown_names_are_refused(options, message, wide_checkpoint):
     with pytest.raises(ValueError, match=message):

@@ -147,7 +147,8 @@ def dry_run(chosen: Chosen, asked: dict[str, Any], rule: Rule, out: str | None) 
     if chosen.process is not None:
         workers = parse_place(chosen.process, "--process")[1]
     told = describe(
-        info, words, plan, dtype=chosen.dtype or "bfloat16", mesh=chosen.mesh, workers=workers,
+        info, words, plan, dtype=chosen.dtype or "bfloat16", mesh=chosen.mesh, quantisation=chosen.quantize,
+        offload=chosen.offload, workers=workers,
         elimination=elimination_of(asked, rule, plan), step_seconds=asked["step_seconds"],
         picture_seconds=None if out is None else picture_seconds(out),
     )  # fmt: skip

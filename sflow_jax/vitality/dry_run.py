@@ -42,6 +42,8 @@ def describe(
     *,
     dtype: str,
     mesh: str | None,
+    quantisation: str | None,
+    offload: bool,
     workers: int,
     elimination: Elimination | None,
     step_seconds: float | None,
@@ -57,7 +59,7 @@ def describe(
     placed = make_mesh(sizes, devices) if sizes else None
     config, autoencoder = info.configs["transformer"], info.configs["autoencoder"]
     canvas = Canvas.of(plan.height, plan.width, autoencoder.downsampling)
-    weights = weight_bytes(info.configs, dtype, placed)
+    weights = weight_bytes(info.configs, dtype, placed, quantisation=quantisation, offload=offload)
     # XLA for CPU widens bfloat16 weights, so the step is compiled in float32: an upper bound for bfloat16.
     shape = dict(groups=plan.batch, members=1, canvas=canvas, words=words)
     used = lower_step(config, dtype=jnp.float32, mesh=placed, **shape).compile().memory_analysis()
