@@ -137,7 +137,7 @@ def describe_plan(
             config, chip, mesh["tensor"], tokens, words, members, weights=weights["transformer"], sent=sent
         )
         seconds = least["step_seconds"] * steps * pictures / shards
-        row = None if quantisation or offload else compiled(machine, f"flux-{info.family}", work, side)
+        row = None if quantisation or offload else compiled(machine.lower(), f"flux-{info.family}", work, side)
         beside = f"{RESERVE / GIB:.0f} GiB set aside (estimated)"
         if row:
             step = (row["memory"] - sum(weights.values())) / GIB
