@@ -45,8 +45,8 @@ def one_line_errors(command: Callable) -> Callable:
                     f"another process was lost ({str(error).splitlines()[0]}); start all of them again"
                 ) from error
             raise click.exceptions.UsageError(
-                "out of device memory: choose a smaller picture, fewer edits at once, --quantize int8, --offload, or "
-                "more devices with --mesh"
+                "out of device memory: choose a smaller picture, fewer edits at once, --quantize int8, --offload, "
+                "or more devices with --mesh"
             ) from error
 
     return run

@@ -60,6 +60,19 @@ def test_loops_of_unknown_length_are_refused():
         sent(HLO.replace("constant(5)", "parameter(0)"))
 
 
+def test_a_pod_takes_meshes_shorter_than_its_sides():
+    """Sixteen by sixteen chips, two a model."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is only published for Linux on x86")
+    program = (
+        "from tpu_aot import SLICES, make_mesh, topologies;"
+        "chips = topologies.get_topology_desc(platform='tpu', topology_name=SLICES['v6e-256']).devices;"
+        "mesh = make_mesh({'data': 128, 'tensor': 2}, chips);"
+        "print(len({chip.id for chip in mesh.devices.flat}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert ended.stdout.strip() == "256", ended.stderr
+
+
 def test_the_full_size_step_compiles_for_eight_chips(tmp_path):
     """FLUX.1-dev at 512² on a v5e-8, by the TPU compiler: fits, and sends what the plan says."""
     pytest.importorskip("libtpu", reason="the TPU compiler is only published for Linux on x86")
