@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
 from flax import nnx
+from step import their_transformer
 
 from sflow_jax.checkpoint import abstract_network
 from sflow_jax.costs import step_flops
@@ -123,15 +123,7 @@ def their_step(config: FluxConfig, canvas: Canvas, device: str) -> tuple[torch.n
     """diffusers' transformer with random weights on the same device, and a maker of steps of some batch."""
     with torch.device(device):
         torch.set_default_dtype(torch.bfloat16)
-        model = FluxTransformer2DModel(
-            num_layers=config.double_blocks,
-            num_single_layers=config.single_blocks,
-            attention_head_dim=config.head_dim,
-            num_attention_heads=config.heads,
-            joint_attention_dim=config.text_width,
-            guidance_embeds=True,
-            axes_dims_rope=config.rotary_axes,
-        ).eval()
+        model = their_transformer(config)
         torch.set_default_dtype(torch.float32)
 
     def step(batch: int, module: torch.nn.Module) -> Callable[[], Any]:

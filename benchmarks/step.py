@@ -23,6 +23,7 @@ from sflow_convert import flux as table
 from sflow_convert.engine import assemble, plan
 
 from sflow_jax.checkpoint import abstract_network
+from sflow_jax.costs import step_flops
 from sflow_jax.latents import position_ids
 from sflow_jax.models.flux import FluxConfig
 from sflow_jax.models.layers import parameter_count, parameters, with_parameters
@@ -38,18 +39,23 @@ WORDS = 128
 RESULTS = Path(__file__).parent / "results" / "step.json"
 
 
+def their_transformer(config: FluxConfig) -> FluxTransformer2DModel:
+    """diffusers' transformer of the same sizes, with its random weights."""
+    return FluxTransformer2DModel(
+        num_layers=config.double_blocks,
+        num_single_layers=config.single_blocks,
+        attention_head_dim=config.head_dim,
+        num_attention_heads=config.heads,
+        joint_attention_dim=config.text_width,
+        guidance_embeds=True,
+        axes_dims_rope=config.rotary_axes,
+    ).eval()
+
+
 def build() -> tuple[FluxTransformer2DModel, object]:
     """The same random weights in both libraries."""
     torch.manual_seed(0)
-    theirs = FluxTransformer2DModel(
-        num_layers=CONFIG.double_blocks,
-        num_single_layers=CONFIG.single_blocks,
-        attention_head_dim=CONFIG.head_dim,
-        num_attention_heads=CONFIG.heads,
-        joint_attention_dim=CONFIG.text_width,
-        guidance_embeds=True,
-        axes_dims_rope=CONFIG.rotary_axes,
-    ).eval()
+    theirs = their_transformer(CONFIG)
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     module = abstract_network("transformer", CONFIG)
     targets = {path: leaf.shape for path, leaf in parameters(module).items()}
@@ -72,12 +78,7 @@ def inputs(batch: int) -> dict[str, np.ndarray]:
 
 def matrix_work(batch: int) -> float:
     """GFLOP of one step's matrix products over tokens: projections and MLPs, and attention."""
-    width, image, joint = CONFIG.width, ROWS * COLUMNS // 4, ROWS * COLUMNS // 4 + WORDS
-    # q, k, v and out take 4 d², the MLP 8 d², in a block of either kind.
-    products = 2 * 12 * width**2 * joint * CONFIG.layers
-    attention = 4 * joint**2 * width * CONFIG.layers
-    ends = 2 * width * (2 * CONFIG.in_channels * image + CONFIG.text_width * WORDS)
-    return batch * (products + attention + ends) / 1e9
+    return step_flops(CONFIG, ROWS * COLUMNS // 4, WORDS, batch) / 1e9
 
 
 def product_rates(runs: int) -> tuple[float, float]:

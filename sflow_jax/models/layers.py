@@ -56,7 +56,7 @@ class Linear(nnx.Module):
         """Without the bias."""
         kernel, last = self.kernel.get_value(), x.ndim - self.input_axes
         contracted = (tuple(range(last, x.ndim)), tuple(range(self.input_axes)))
-        if not isinstance(kernel, qwix.QArray):
+        if not is_quantised(kernel):
             return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
         if kernel.qtype == FP8:
             rows = qwix.quantize(x, FP8, channelwise_axes=range(last), scale_dtype=jnp.float32)
