@@ -26,17 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from step import their_transformer
-
 from sflow_jax.checkpoint import abstract_network
 from sflow_jax.costs import step_flops
-from sflow_jax.latents import Canvas, position_ids
-from sflow_jax.models.flux import FluxConfig
+from step import their_transformer
+
+from sflow_jax.machine.meshes import batch_sharding, parameter_shardings
+from sflow_jax.models.flux1 import FluxConfig, position_ids
 from sflow_jax.models.layers import parameters, with_parameters
-from sflow_jax.placement import settle
-from sflow_jax.programs import step_latents
-from sflow_jax.sampling import Step
-from sflow_jax.sharding import batch_sharding, parameter_shardings
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.sampling.solve import take_step as step_latents
+from sflow_jax.sampling.steps import Step
+from sflow_jax.storage.placement import place_network as settle
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu.json"
 BATCHES = (1, 2, 4)

@@ -70,10 +70,10 @@ def write_source(folder: Path, double_blocks: int, single_blocks: int) -> int:
     from safetensors.numpy import save_file
     from sflow_convert import flux as table
     from sflow_convert.engine import plan, source_shapes
-
     from sflow_jax.checkpoint import abstract_network
-    from sflow_jax.embedded import ASSETS
-    from sflow_jax.models.flux import FluxConfig
+
+    from sflow_jax.catalogue import ASSETS
+    from sflow_jax.models.flux1 import FluxConfig
     from sflow_jax.models.layers import parameters
 
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
@@ -126,8 +126,8 @@ def restore(folder: Path, index: int, count: int, port: int) -> None:
     """In one of several processes: restore the transformer on a mesh over all of them, and print figures."""
     import jax
 
-    from sflow_jax.checkpoint import load_info, load_network
-    from sflow_jax.sharding import make_mesh
+    from sflow_jax.machine.meshes import make_mesh
+    from sflow_jax.storage.checkpoint import load_info, load_network
 
     if count > 1:
         jax.distributed.initialize(f"localhost:{port}", count, index)

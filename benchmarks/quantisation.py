@@ -17,8 +17,8 @@ import numpy as np
 from toyworld import RESULTS, SEED, SIZE, draw_noise, run_edit
 from tqdm.auto import tqdm
 
-from sflow_jax.console import use_compilation_cache
-from sflow_jax.metrics import psnr
+from sflow_jax.commands.console import use_compilation_cache
+from sflow_jax.measures.metrics import psnr
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.toyworld.edits import EDIT_FAMILIES, sample_edit
 from sflow_jax.toyworld.reader import AttributeReader

@@ -21,15 +21,14 @@ import torch
 from diffusers import FluxTransformer2DModel
 from sflow_convert import flux as table
 from sflow_convert.engine import assemble, plan
-
 from sflow_jax.checkpoint import abstract_network
 from sflow_jax.costs import step_flops
-from sflow_jax.latents import position_ids
-from sflow_jax.models.flux import FluxConfig
+
+from sflow_jax.machine.meshes import batch_sharding
+from sflow_jax.models.flux1 import FluxConfig, position_ids
 from sflow_jax.models.layers import parameter_count, parameters, with_parameters
-from sflow_jax.programs import step_latents
-from sflow_jax.sampling import Step
-from sflow_jax.sharding import batch_sharding
+from sflow_jax.sampling.solve import take_step as step_latents
+from sflow_jax.sampling.steps import Step
 
 CONFIG = FluxConfig(
     double_blocks=4, single_blocks=8, heads=8, head_dim=64, rotary_axes=(8, 28, 28), text_width=1024

@@ -25,18 +25,20 @@ import torch
 from diffusers import FluxPipeline
 from transformers import AutoImageProcessor, Dinov2Model
 
-from sflow_jax.console import use_compilation_cache
-from sflow_jax.embedded import ASSETS
-from sflow_jax.features import Features, load_features
-from sflow_jax.latents import Canvas, draw_noise
+from sflow_jax.catalogue import ASSETS, load_features
+from sflow_jax.commands.console import use_compilation_cache
+from sflow_jax.measures.features import Features
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.latents import draw_noise
 from sflow_jax.pipeline import StableFlow
-from sflow_jax.planning import lower_step
+from sflow_jax.planning.lowering import lower_step
+from sflow_jax.runs.folder import RunFolder
 from sflow_jax.vitality.adaptive import Elimination
-from sflow_jax.vitality.folder import RunFolder
+from sflow_jax.vitality.plan import Plan, make_variants
 from sflow_jax.vitality.prompts import load_prompts
 from sflow_jax.vitality.scores import Rule, choose
 from sflow_jax.vitality.summary import Table
-from sflow_jax.vitality.sweep import Plan, Sweep, make_variants, spent
+from sflow_jax.vitality.sweep import Sweep, spent
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 BATCHES = (1, 2, 4, 8, 16, 32)

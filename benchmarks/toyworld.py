@@ -20,21 +20,21 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from sflow_jax.console import use_compilation_cache
-from sflow_jax.control import LayerControl
-from sflow_jax.embedded import ASSETS, VITAL_LAYERS_FILE
-from sflow_jax.features import load_features
-from sflow_jax.metrics import cosine_similarity, psnr
-from sflow_jax.output import captioned_grid
+from sflow_jax.catalogue import ASSETS, VITAL_LAYERS_FILE, load_features
+from sflow_jax.commands.console import use_compilation_cache
+from sflow_jax.measures.metrics import cosine_similarity, psnr
+from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.pipeline import StableFlow
+from sflow_jax.runs.folder import RunFolder
+from sflow_jax.sampling.control import LayerControl
 from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit, sample_edit
 from sflow_jax.toyworld.reader import AttributeReader, Reading
 from sflow_jax.toyworld.scenes import Scene, sample_scene
-from sflow_jax.vitality.folder import RunFolder
+from sflow_jax.vitality.plan import Plan, make_variants
 from sflow_jax.vitality.prompts import load_prompts
 from sflow_jax.vitality.scores import Rule, Variant
 from sflow_jax.vitality.summary import summarise
-from sflow_jax.vitality.sweep import Plan, Sweep, make_variants
+from sflow_jax.vitality.sweep import Sweep
 
 RESULTS = Path(__file__).parent / "results"
 # Not the seeds of training's own held-out previews.

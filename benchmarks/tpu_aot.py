@@ -31,18 +31,13 @@ from jax.experimental import topologies
 from jax.stages import Lowered
 from tqdm.auto import tqdm
 
-from sflow_jax.costs import COMPILED, propose_mesh, roofline
-from sflow_jax.hardware import parse_machine
-from sflow_jax.latents import Canvas
-from sflow_jax.planning import (
-    GIB,
-    find_info,
-    lower_decode,
-    lower_step,
-    lower_text,
-    weight_bytes,
-)
-from sflow_jax.sharding import make_mesh
+from sflow_jax.catalogue import find_info
+from sflow_jax.machine.chips import parse_machine
+from sflow_jax.machine.meshes import make_mesh
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.planning import lower_text
+from sflow_jax.planning.costs import COMPILED, propose_mesh, roofline
+from sflow_jax.planning.lowering import GIB, lower_decode, lower_step, weight_bytes
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tpu_aot.json"
 # What `sflow info --plan` reads of it.

@@ -14,15 +14,16 @@ from pathlib import Path
 import click
 import numpy as np
 
-from sflow_jax.console import use_compilation_cache
-from sflow_jax.features import load_features
-from sflow_jax.paths import cache_folder
+from sflow_jax.catalogue import load_features
+from sflow_jax.commands.console import use_compilation_cache
 from sflow_jax.pipeline import StableFlow
+from sflow_jax.runs.folder import RunFolder
+from sflow_jax.storage.paths import cache_folder
 from sflow_jax.vitality.adaptive import Elimination, simulate
-from sflow_jax.vitality.folder import RunFolder
+from sflow_jax.vitality.plan import Plan, make_variants
 from sflow_jax.vitality.prompts import load_prompts
 from sflow_jax.vitality.scores import Rule, agreement, choose, rank_correlation
-from sflow_jax.vitality.sweep import Plan, Sweep, make_variants
+from sflow_jax.vitality.sweep import Sweep
 
 RESULTS = Path(__file__).parent / "results" / "vitality.json"
 STEPS, GUIDANCE, SIZE, BATCH = (4, 8, 15, 28), 3.5, 64, 8

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jax.typing import DTypeLike
 
+from sflow_jax.errors import SettingError
+
 Shape = tuple[int, ...]
 BLOCK = "{block}"
 
 
-class ConversionError(ValueError):
+class ConversionError(SettingError):
     """The source does not fit the table; the message lists every tensor at fault."""
 
 

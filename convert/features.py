@@ -22,10 +22,10 @@ from sflow_convert.layouts import Network
 from sflow_convert.sources import find_files, open_files, read_json
 from sflow_convert.vision import clip_table, dinov2_table
 
-from sflow_jax.features import INFO_FILE, ITEM, NETWORKS, FeaturesInfo
+from sflow_jax.measures.features import INFO_FILE, ITEM, NETWORKS, FeaturesInfo
+from sflow_jax.measures.preprocessing import Preprocessing
 from sflow_jax.models.clip_vision import ClipConfig
 from sflow_jax.models.dinov2 import Dinov2Config
-from sflow_jax.preprocessing import Preprocessing
 
 CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 # model_type of config.json → kind, how its config is read, its table.

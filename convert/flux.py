@@ -15,7 +15,7 @@ from sflow_convert.engine import (
 )
 from sflow_convert.rows import layer
 
-from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.flux1 import FluxConfig
 
 
 def projection(target: str, sources: Iterable[tuple[str, slice | None]]) -> dict[str, tuple[Piece, ...]]:

@@ -19,11 +19,10 @@ from sflow_convert.layouts import Network, Source
 from sflow_convert.sources import digest
 from tqdm.auto import tqdm
 
-from sflow_jax.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
-from sflow_jax.control import FLUX_DEV_CODE, check_layers
-from sflow_jax.models.flux import FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
-from sflow_jax.paths import is_remote
+from sflow_jax.sampling.control import check_layers
+from sflow_jax.storage.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
+from sflow_jax.storage.paths import is_remote
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Network → its reads, and its parameters' shapes.
@@ -51,19 +50,18 @@ def stored_dtype(network: Network) -> str:
     """The dtype of a network's weights; ConversionError for mixed or unknown ones."""
     found = sorted(network.tensors.dtypes)
     if len(found) != 1 or found[0] not in STORED:
-        raise ConversionError(f"weights are stored as {', '.join(found)}; say which dtype to write with --dtype")
+        raise ConversionError(f"weights are stored as {', '.join(found)}; say which `dtype` to write")
     return STORED[found[0]]
 
 
 def known_vital_layers(
-    config: FluxConfig, asked: Iterable[int] | None, origin: str
+    source: Source, asked: Iterable[int] | None, origin: str
 ) -> tuple[tuple[int, ...] | None, str]:
-    """Layers to record and where they come from: asked for, or the published ones of FLUX.1-dev."""
+    """Layers to record and where they come from: asked for, or the published ones of a model of these sizes."""
     if asked is not None:
-        return check_layers(asked, config.layers), origin
-    if config == FluxConfig.dev():
-        return FLUX_DEV_CODE, "Stable Flow's code, measured by its authors on FLUX.1-dev"
-    return None, ""
+        return check_layers(asked, source.family.layers(source.configs)), origin
+    known = source.family.known_vital_layers(source.configs)
+    return (None, "") if known is None else (known.layers, known.origin)
 
 
 def write_network(
@@ -95,9 +93,9 @@ def check_free(destination: epath.PathLike, info_file: str, what: str, overwrite
     if not destination.exists():
         return
     if not overwrite:
-        raise ConversionError(f"{destination} exists; choose another place or say --overwrite")
+        raise ConversionError(f"{destination} exists; choose another place or say `overwrite`")
     if not (destination / info_file).exists():
-        raise ConversionError(f"{destination} is not {what}, so --overwrite does not replace it")
+        raise ConversionError(f"{destination} is not {what}, so `overwrite` does not replace it")
 
 
 @contextlib.contextmanager
@@ -126,26 +124,30 @@ def convert(
     overwrite: bool = False,
     vital_layers: Iterable[int] | None = None,
     vital_origin: str = "given at conversion",
+    title: str = "",
     progress: bool = True,
 ) -> ModelInfo:
     """Write `source` as a converted checkpoint at `destination`, whole or not at all.
 
     dtype: one of `DTYPES`, by default the transformer's own. vital_layers, vital_origin: what to record of
-    them; by default what the paper's authors found, for FLUX.1-dev. Raises ConversionError for a source that does
+    them; by default what the paper's authors found, for FLUX.1-dev. title: what people call the model, where that is
+    not the family's name for it. Raises ConversionError for a source that does
     not fit, and for a destination that exists (unless `overwrite`, and then only a checkpoint is replaced).
     """
     # Before the plans, which take a while.
     check_free(destination, INFO_FILE, "a checkpoint", overwrite)
     plans = planned(source.networks)
-    layers, origin = known_vital_layers(source.networks["transformer"].config, vital_layers, vital_origin)
+    layers, origin = known_vital_layers(source, vital_layers, vital_origin)
     info = ModelInfo(
         family=source.family,
+        variant=source.variant,
         picture_size=source.picture_size,
         dtype=dtype or stored_dtype(source.networks["transformer"]),
-        configs={name: network.config for name, network in source.networks.items()},
+        configs=source.configs,
         scheduler={key: value for key, value in source.scheduler.items() if not key.startswith("_")},
         vital_layers=layers,
         vital_layers_origin=origin,
+        named=title,
     )
     with new_folder(destination) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))

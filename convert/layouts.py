@@ -15,22 +15,13 @@ from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, Table
 from sflow_convert.sources import Tensors, find_files, open_files, read_json
 
+from sflow_jax.families.family import Family
+from sflow_jax.families.flux1 import DEV_SCHEDULER, FLUX1, SCHNELL_SCHEDULER
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip import ClipText, ClipTextConfig
-from sflow_jax.models.flux import Flux, FluxConfig
+from sflow_jax.models.flux1 import Flux, FluxConfig
 from sflow_jax.models.t5 import T5Config, T5Encoder
 
-TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
-# What diffusers' folders of FLUX.1-dev and FLUX.1-schnell say, for single files, which say nothing.
-DEV_SCHEDULER = {
-    "use_dynamic_shifting": True,
-    "shift": 3.0,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
-SCHNELL_SCHEDULER = {**DEV_SCHEDULER, "use_dynamic_shifting": False, "shift": 1.0}
 PUBLISHED_PICTURE_SIZE = 1024
 T5_TIED = "encoder.embed_tokens.weight"
 
@@ -49,15 +40,26 @@ class Network:
 class Source:
     """Everything that a conversion needs."""
 
+    family: Family
+    variant: str
     networks: dict[str, Network]
     scheduler: dict[str, Any]
     picture_size: int
     tokenizers: dict[str, Path]
 
     @property
-    def family(self) -> str:
-        """dev for models with a guidance input, schnell for those without."""
-        return "dev" if self.networks["transformer"].config.guidance else "schnell"
+    def configs(self) -> dict[str, Any]:
+        """Network name → its config."""
+        return {name: network.config for name, network in self.networks.items()}
+
+
+def flux1_source(
+    networks: dict[str, Network], scheduler: dict[str, Any], picture_size: int, text_encoders_folder: Path
+) -> Source:
+    """A FLUX.1 of any layout: dev for models with a guidance input, schnell for those without."""
+    networks = networks | open_text_encoders(text_encoders_folder)
+    variant = "dev" if networks["transformer"].config.guidance else "schnell"
+    return Source(FLUX1, variant, networks, scheduler, picture_size, tokenizers(FLUX1, text_encoders_folder))
 
 
 def rename_clip(name: str) -> str | None:
@@ -120,9 +122,7 @@ def open_diffusers(folder: Path, text_encoders_folder: Path) -> Source:
     }
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     size = vae_json.get("sample_size", PUBLISHED_PICTURE_SIZE)
-    return Source(
-        networks | open_text_encoders(text_encoders_folder), scheduler, size, tokenizers(text_encoders_folder)
-    )
+    return flux1_source(networks, scheduler, size, text_encoders_folder)
 
 
 def open_single_files(transformer: Path, text_encoders_folder: Path) -> Source:
@@ -139,17 +139,16 @@ def open_single_files(transformer: Path, text_encoders_folder: Path) -> Source:
         "autoencoder": Network(Autoencoder, vae_config, autoencoder.single_file_table(vae_config), vae_tensors),
     }
     scheduler = DEV_SCHEDULER if flux_config.guidance else SCHNELL_SCHEDULER
-    networks |= open_text_encoders(text_encoders_folder)
-    return Source(networks, scheduler, PUBLISHED_PICTURE_SIZE, tokenizers(text_encoders_folder))
+    return flux1_source(networks, scheduler, PUBLISHED_PICTURE_SIZE, text_encoders_folder)
 
 
-def tokenizers(folder: Path) -> dict[str, Path]:
-    """Both tokenizer folders by name; ConversionError if one is missing."""
-    found = {name: folder / name for name in TOKENIZER_FOLDERS}
-    for path in found.values():
+def tokenizers(family: Family, folder: Path) -> dict[str, Path]:
+    """The family's tokenizer folders by name; ConversionError if one is missing."""
+    folders = {name: folder / name for name in family.tokenizers.values()}
+    for path in folders.values():
         if not path.is_dir():
             raise ConversionError(f"{path} is missing; the source is not a complete checkpoint")
-    return found
+    return folders
 
 
 def open_source(source: Path, text_encoders_folder: Path | None = None) -> Source:

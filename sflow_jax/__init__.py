@@ -1,17 +1,62 @@
-"""Stable Flow in JAX: find the vital layers of FLUX and edit pictures with them, without training."""
+"""Stable Flow in JAX: find the vital layers of diffusion transformers and edit pictures with them, without training.
 
-from sflow_jax.control import FLUX_DEV_CODE, FLUX_DEV_PAPER, LayerControl
-from sflow_jax.pipeline import StableFlow
-from sflow_jax.results import Edit, Generation, Inversion
-from sflow_jax.sharding import make_mesh
+The public names; each is imported when it is first used, so that importing the package takes no time.
+"""
 
-__all__ = [
-    "FLUX_DEV_CODE",
-    "FLUX_DEV_PAPER",
-    "Edit",
-    "Generation",
-    "Inversion",
-    "LayerControl",
-    "StableFlow",
-    "make_mesh",
-]
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+# Name → the module that has it.
+_HOME = {
+    "Edit": "results",
+    "EditSettings": "settings",
+    "FLUX_DEV_CODE": "families.flux1",
+    "FLUX_DEV_PAPER": "families.flux1",
+    "Generation": "results",
+    "GenerationSettings": "settings",
+    "Inversion": "results",
+    "InversionSettings": "settings",
+    "LayerControl": "sampling.control",
+    "Painter": "painter",
+    "Placement": "settings",
+    "StableFlow": "pipeline",
+    "Stopped": "progress",
+    "Summary": "vitality.summary",
+    "SweepSettings": "settings",
+    "find_vital_layers": "vitality.find",
+    "load_features": "catalogue",
+    "make_mesh": "machine.meshes",
+}
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from sflow_jax.catalogue import load_features
+    from sflow_jax.families.flux1 import FLUX_DEV_CODE, FLUX_DEV_PAPER
+    from sflow_jax.machine.meshes import make_mesh
+    from sflow_jax.painter import Painter
+    from sflow_jax.pipeline import StableFlow
+    from sflow_jax.progress import Stopped
+    from sflow_jax.results import Edit, Generation, Inversion
+    from sflow_jax.sampling.control import LayerControl
+    from sflow_jax.settings import (
+        EditSettings,
+        GenerationSettings,
+        InversionSettings,
+        Placement,
+        SweepSettings,
+    )
+    from sflow_jax.vitality.find import find_vital_layers
+    from sflow_jax.vitality.summary import Summary
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("sflow_jax")
+    if name not in _HOME:
+        raise AttributeError(f"module 'sflow_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sflow_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

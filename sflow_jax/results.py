@@ -1,4 +1,4 @@
-"""What the pipeline returns."""
+"""What comes back: pictures, settings, inversions."""
 
 import dataclasses
 import json
@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from sflow_jax.settings import EditSettings, GenerationSettings
+from sflow_jax.storage.files import write_whole
+
 INVERSION_FILE = "inversion.safetensors"
 
 
@@ -18,27 +21,46 @@ INVERSION_FILE = "inversion.safetensors"
 class Generation:
     """Generated pictures.
 
-    images: [b, y, x, 3] float32 in 0..1. latents: [b, s, c] float32, packed and scaled.
+    images: [b, y, x, 3] float32 in 0..1. latents: [b, s, c] float32, packed and scaled. settings: with every
+    default filled in.
     """
 
     images: Float[np.ndarray, "b y x 3"]
     latents: Float[Array, "b s c"]
+    settings: GenerationSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
     """A source picture and its edits; row 0 is the source.
 
-    images: [1 + edits, y, x, 3] float32 in 0..1. latents: [1 + edits, s, c] float32. layers: where the
-    source's keys and values were injected. guidance: one a row. nudge: of a real source, else 1.
+    images: [1 + edits, y, x, 3] float32 in 0..1. latents: [1 + edits, s, c] float32. settings: with every default
+    filled in; layers as numbers, guidance one a row, nudge a real source's, else 1.
     """
 
     images: Float[np.ndarray, "b y x 3"]
     latents: Float[Array, "b s c"]
-    layers: tuple[int, ...]
-    steps: int
-    guidance: tuple[float, ...]
-    nudge: float
+    settings: EditSettings
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Where the source's keys and values were injected."""
+        return self.settings.layers
+
+    @property
+    def steps(self) -> int:
+        """Of the solver."""
+        return self.settings.steps
+
+    @property
+    def guidance(self) -> tuple[float, ...]:
+        """One a row."""
+        return self.settings.guidance
+
+    @property
+    def nudge(self) -> float:
+        """Of a real source, else 1."""
+        return self.settings.nudge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +69,38 @@ class Inversion:
 
     trajectory: [steps + 1, s, c] float32, index 0 the nudged latents of the picture, last the noise.
     sigmas: [steps + 1] ascending from 0 to 1, one a state. settings: prompt, steps, guidance, nudge,
-    height, width.
+    height, width, solver. stored_points: [steps, s, c], where the velocity was evaluated that led from each state to
+    the next; None where that was the state itself. stored_evaluated: [steps], the sigma that it was told; None where
+    that was the next state's, as the reference's inversion has it.
     """
 
     trajectory: Float[np.ndarray, "t_plus_1 s c"]
     sigmas: Float[np.ndarray, " t_plus_1"]
     settings: dict[str, Any]
+    stored_points: Float[np.ndarray, "t s c"] | None = None
+    stored_evaluated: Float[np.ndarray, " t"] | None = None
+
+    @property
+    def points(self) -> Float[np.ndarray, "t s c"]:
+        """Where the velocity was evaluated that led from each state to the next."""
+        return self.trajectory[:-1] if self.stored_points is None else self.stored_points
+
+    @property
+    def evaluated(self) -> Float[np.ndarray, " t"]:
+        """The sigma that each evaluation was told."""
+        return self.sigmas[1:] if self.stored_evaluated is None else self.stored_evaluated
 
     def save(self, folder: epath.PathLike) -> epath.Path:
-        """Write one file into `folder` (under a temporary name, then renamed); returns its path."""
-        path = epath.Path(folder) / INVERSION_FILE
-        tensors = {"trajectory": self.trajectory, "sigmas": self.sigmas}
-        temporary = path.with_name(f"{path.name}.partial")
-        temporary.write_bytes(save_tensors(tensors, metadata={"settings": json.dumps(self.settings)}))
-        return temporary.replace(path)
+        """Write one file into `folder`, whole; returns its path."""
+        tensors = {
+            "trajectory": self.trajectory,
+            "sigmas": self.sigmas,
+            "points": self.stored_points,
+            "evaluated": self.stored_evaluated,
+        }
+        stored = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        content = save_tensors(stored, metadata={"settings": json.dumps(self.settings)})
+        return write_whole(epath.Path(folder) / INVERSION_FILE, content)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Inversion":
@@ -75,6 +115,8 @@ class Inversion:
             # The format: 8 bytes of header length, then a JSON header with our metadata.
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             settings = json.loads(header["__metadata__"]["settings"])
-            return cls(tensors["trajectory"], tensors["sigmas"], settings)
+            return cls(
+                tensors["trajectory"], tensors["sigmas"], settings, tensors.get("points"), tensors.get("evaluated")
+            )
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a readable inversion ({error}); invert the picture again") from error

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import relative
 
-from sflow_jax.attention import block_size, choose_kernel, joint_attention, xla_attention
-from sflow_jax.latents import Canvas
-from sflow_jax.models.flux import FluxConfig
-from sflow_jax.planning import lower_step
-from sflow_jax.sharding import batch_sharding, make_mesh
+from sflow_jax.machine.meshes import batch_sharding, make_mesh
+from sflow_jax.models.attention import block_size, choose_kernel, joint_attention, xla_attention
+from sflow_jax.models.flux1 import FluxConfig
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.planning.lowering import lower_step
 
 
 def random(tokens: int, *, batch: int = 2, heads: int = 2, width: int = 128, dtype=jnp.float32) -> list[jax.Array]:

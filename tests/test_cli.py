@@ -8,7 +8,7 @@ from PIL import Image
 from sflow_convert import cli as convert_cli
 
 from sflow_jax import cli
-from sflow_jax.features import EMBEDDED
+from sflow_jax.catalogue import EMBEDDED_FEATURES as EMBEDDED
 
 
 def run(command, *arguments) -> int:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sflow_jax.control import FLUX_DEV_CODE, FLUX_DEV_PAPER, LayerControl, check_layers
+from sflow_jax.families.flux1 import FLUX_DEV_CODE, FLUX_DEV_PAPER
+from sflow_jax.sampling.control import LayerControl, check_layers
 
 
 def test_marks_exactly_what_was_asked():

@@ -16,15 +16,16 @@ from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, check, export, plan, source_shapes
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source, rename_clip, rename_t5
+from sflow_jax.checkpoint import abstract_network
 
-from sflow_jax.checkpoint import CheckpointError, abstract_network, load_info, load_network
-from sflow_jax.control import FLUX_DEV_CODE
+from sflow_jax.families.flux1 import FLUX_DEV_CODE
 from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
-from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameter_count, parameters
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.pipeline import StableFlow
+from sflow_jax.storage.checkpoint import CheckpointError, load_info, load_network
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 

@@ -16,11 +16,11 @@ from sflow_convert import cli
 from sflow_convert.engine import ConversionError, check, plan, source_shapes
 from sflow_convert.features import MODEL_TYPES, convert_features, import_features, open_features
 
-from sflow_jax.checkpoint import CheckpointError, abstract
-from sflow_jax.embedded import ASSETS
-from sflow_jax.features import NETWORKS, load_features
+from sflow_jax.catalogue import ASSETS, load_features
+from sflow_jax.machine.meshes import make_mesh
+from sflow_jax.measures.features import NETWORKS
 from sflow_jax.models.layers import parameters
-from sflow_jax.sharding import make_mesh
+from sflow_jax.storage.checkpoint import CheckpointError, abstract
 
 DINOV2 = {
     "hidden_size": 24,

@@ -6,17 +6,10 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from sflow_jax.latents import (
-    Canvas,
-    draw_noise,
-    fit_picture,
-    open_picture,
-    pack,
-    position_ids,
-    to_network,
-    to_uint8,
-    unpack,
-)
+from sflow_jax.models.flux1 import position_ids
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import fit_picture, open_picture, to_network, to_uint8
+from sflow_jax.pictures.latents import draw_noise, pack, unpack
 
 
 def test_packing_agrees_with_diffusers_and_back():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from sflow_jax.metrics import cosine_similarity, feature_cosine, picture_psnr, picture_ssim, psnr
+from sflow_jax.measures.metrics import cosine_similarity, feature_cosine, picture_psnr, picture_ssim, psnr
 
 
 @pytest.fixture(scope="module")

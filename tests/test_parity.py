@@ -1,6 +1,7 @@
 """Float32 parity with diffusers and transformers: each network, then the method."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
@@ -11,8 +12,10 @@ from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from sflow_jax.latents import fit_picture, position_ids, to_network
+from sflow_jax.models.flux1 import FluxConditioning, position_ids
 from sflow_jax.models.t5 import position_buckets
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import fit_picture, to_network
 from sflow_jax.pipeline import StableFlow
 
 NETWORK_LIMIT = 1e-4
@@ -34,7 +37,7 @@ def oracle() -> Reference:
     tokens = HEIGHT * WIDTH // 256
     shift = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS), mu=shift)
-    ids = torch.tensor(position_ids(HEIGHT // 8, WIDTH // 8))
+    ids = torch.tensor(position_ids(Canvas.of(HEIGHT, WIDTH, 16)))
     return Reference(model, ids, scheduler.sigmas.tolist())
 
 
@@ -91,7 +94,7 @@ def test_autoencoder_agrees_with_diffusers(flow):
 
 
 def test_tokenizers_pad_like_the_published_pipeline(flow):
-    from sflow_jax.prompts import tokenize
+    from sflow_jax.families.text import tokenize
 
     tokenizer = published.t5_tokenizer()
     theirs = tokenizer("a red cat", padding="max_length", max_length=13, truncation=True, return_tensors="np")
@@ -111,14 +114,15 @@ def test_transformer_agrees_with_diffusers(family, flow, oracle, tmp_path):
     pooled = generator.standard_normal((2, 20)).astype(np.float32)
     guidance = np.float32([1.0, 4.5])
     theirs = oracle.velocity(torch.tensor(latents), torch.tensor(text), torch.tensor(pooled), 0.7, guidance)
-    ours = jax.jit(lambda m, *args, **options: m(*args, **options))(
-        flow.transformer,
-        latents,
-        text,
-        pooled,
-        timestep=np.float32([0.7, 0.7]),
-        guidance=guidance,
-        image_ids=oracle.image_ids.numpy(),
+
+    def velocity(transformer, latents, text, pooled, guidance):
+        sigma = jnp.full(2, 0.7)
+        canvas = Canvas.of(HEIGHT, WIDTH, 16)
+        conditioning = FluxConditioning(text, pooled)
+        return transformer(latents, conditioning, sigma=sigma, guidance=guidance, canvas=canvas).velocity
+
+    ours = jax.jit(velocity)(
+        flow.transformer, latents, text, pooled, guidance
     )
     assert relative(ours, theirs) <= NETWORK_LIMIT
 

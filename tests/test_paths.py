@@ -1,6 +1,6 @@
 """Remote paths stay as they are; local ones become absolute."""
 
-from sflow_jax.paths import absolute, cache_folder
+from sflow_jax.storage.paths import absolute, cache_folder
 
 
 def test_remote_paths_are_left_alone_and_local_ones_made_absolute(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import relative
 
+from sflow_jax.machine.meshes import make_mesh
 from sflow_jax.models.layers import is_quantised
 from sflow_jax.pipeline import StableFlow
-from sflow_jax.sharding import make_mesh
 
 OPTIONS = dict(layers=[0, 3], steps=2, progress=False)
 PROMPTS = "a cat", ["a dog"]

@@ -3,13 +3,15 @@
 import dataclasses
 
 import pytest
+from sflow_jax.costs import step_flops
 from test_cli import run
 
 from sflow_jax import cli
-from sflow_jax.costs import bytes_sent, propose_mesh, roofline, step_flops
-from sflow_jax.hardware import CHIPS, find_chip, parse_machine
-from sflow_jax.latents import Canvas
-from sflow_jax.planning import find_info, lower_step, weight_bytes
+from sflow_jax.catalogue import find_info
+from sflow_jax.machine.chips import CHIPS, find_chip, parse_machine
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.planning.costs import bytes_sent, propose_mesh, roofline
+from sflow_jax.planning.lowering import lower_step, weight_bytes
 
 
 @pytest.mark.parametrize(

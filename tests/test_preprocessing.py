@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil
 
-from sflow_jax.preprocessing import Preprocessing
+from sflow_jax.measures.preprocessing import Preprocessing
 
 PROCESSORS = {
     "dinov2": BitImageProcessorPil(size={"shortest_edge": 256}),

@@ -6,8 +6,9 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from sflow_jax.control import LayerControl
-from sflow_jax.sampling import Schedule, advance, denoising_steps, inversion_steps
+from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.schedule import Schedule
+from sflow_jax.sampling.steps import advance, denoising_steps, inversion_steps
 
 CONTROL = LayerControl.none(64, 1, 5)
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from conftest import relative
 from jax.sharding import PartitionSpec
-
 from sflow_jax.checkpoint import abstract_network
-from sflow_jax.latents import Canvas
+
+from sflow_jax.machine.meshes import batch_sharding, make_mesh, parameter_shardings, parse_mesh, partition_spec
 from sflow_jax.models.clip import ClipTextConfig
-from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameters
 from sflow_jax.models.t5 import T5Config
+from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pipeline import StableFlow
-from sflow_jax.planning import lower_step
-from sflow_jax.sharding import batch_sharding, make_mesh, parameter_shardings, parse_mesh, partition_spec
+from sflow_jax.planning.lowering import lower_step
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 

@@ -12,8 +12,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from collectives import sent  # noqa: E402
 
-from sflow_jax.costs import bytes_sent  # noqa: E402
-from sflow_jax.planning import find_info  # noqa: E402
+from sflow_jax.catalogue import find_info
+from sflow_jax.planning.costs import bytes_sent
 
 HLO = """
 HloModule m

@@ -112,30 +112,31 @@ def sinusoids(value: Float[Array, " b"], width: int, max_period: float = 10_000.
 
 
 def scan_layers(
-    body: Callable[..., Any], carry: Any, blocks: nnx.Module, given: Any, *, unroll: bool = False
-) -> Any:
-    """`carry = body(carry, block, row)` over stacked blocks and the rows of `given`.
+    body: Callable[..., tuple[Any, Any]], carry: Any, blocks: nnx.Module, given: Any, *, unroll: bool = False
+) -> tuple[Any, Any]:
+    """`carry, captured = body(carry, block, row)` over stacked blocks and the rows of `given`.
 
-    Kernels that wait in host memory are copied to the device one block ahead, while the block before computes.
+    Returns the last carry, and what every block captured, stacked. Kernels that wait in host memory are copied to
+    the device one block ahead, while the block before computes.
     """
     spaces = {jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(blocks)}
     if jax.memory.Space.Host not in spaces:
-        return jax.lax.scan(
-            lambda carry, layer: (body(carry, *layer), None), carry, (blocks, given), unroll=unroll
-        )[0]
+        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (blocks, given), unroll=unroll)
     count = len(jax.tree.leaves(blocks)[0])
 
     def fetch(i: jax.Array | int) -> nnx.Module:
         one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), blocks)
         return jax.device_put(one, jax.memory.Space.Device)
 
-    def ahead(carry: Any, layer: Any) -> tuple[Any, None]:
+    def ahead(carry: Any, layer: Any) -> tuple[Any, Any]:
         (inner, block), (i, row) = carry, layer
         # The last block fetches itself again, which keeps the loop free of conditions.
         following = fetch(jnp.minimum(i + 1, count - 1))
-        return (body(inner, block, row), following), None
+        inner, captured = body(inner, block, row)
+        return (inner, following), captured
 
-    return jax.lax.scan(ahead, (carry, fetch(0)), (jnp.arange(count), given))[0][0]
+    (carry, _), captured = jax.lax.scan(ahead, (carry, fetch(0)), (jnp.arange(count), given))
+    return carry, captured
 
 
 def is_quantised(leaf: Any) -> bool:

@@ -112,5 +112,5 @@ class T5Encoder(nnx.Module):
         bias = jnp.transpose(self.position_bias(jnp.asarray(buckets)), (2, 0, 1))
         x = self.embedding(token_ids)
         with jax.named_scope("t5_blocks"):
-            x = scan_layers(lambda x, block, _: block(x, bias), x, self.blocks, None)
+            x, _ = scan_layers(lambda x, block, _: (block(x, bias), None), x, self.blocks, None)
         return self.final_norm(x)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from sflow_convert.features import import_features
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.embedded import ASSETS
+from sflow_jax.catalogue import ASSETS
 from sflow_jax.models.dinov2 import Dinov2
 
 BATCH = 64

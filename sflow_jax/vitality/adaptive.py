@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from sflow_jax.errors import SettingError
 from sflow_jax.vitality.scores import Rule
 
 FIRST, MORE = 6, 4
@@ -40,7 +41,7 @@ class Elimination:
 
     def __post_init__(self) -> None:
         if not 0 < self.error < 1:
-            raise ValueError(f"--error must be between 0 and 1, found {self.error:g}")
+            raise SettingError(f"`error` must be between 0 and 1, found {self.error:g}")
 
     @property
     def rounds(self) -> list[int]:

@@ -22,10 +22,10 @@ COLOURS = {
     "ink": "#22262b",
     "muted": "#68707a",
     "grid": "#e3e5e8",
-    "double": "#1f5f99",
-    "double-pale": "#b3cde4",
-    "single": "#b4600a",
-    "single-pale": "#edcda9",
+    "kind-1": "#1f5f99",
+    "kind-1-pale": "#b3cde4",
+    "kind-2": "#b4600a",
+    "kind-2-pale": "#edcda9",
     "mark": "#efece2",
     "paper": "#ffffff",
 }
@@ -59,6 +59,7 @@ HEIGHT, WINDOW_HEIGHT = 3.0, 0.3
 # From so many layers on, a heat map's cells hold no numbers, and the layers' own are small.
 MANY_CELLS, MANY_LAYERS = 16, 25
 PNG_DPI = 200
+KIND_COLOURS = 2
 # Characters. Of a path the end says most.
 LONGEST_NAME = 60
 
@@ -170,14 +171,13 @@ def _stacked(panels: int, layers: int) -> tuple[Figure, list[Axes]]:
 
 def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
     """Bars of a run's layers, each at its place among `layers`."""
-    vital, doubles = summary.choice.layers, summary.settings["double_blocks"]
+    vital = summary.choice.layers
     for score in summary.layers:
         (number,), at = score.layers, layers.index(score.layers[0])
         if np.isnan(score.vitality):
             axes.text(at, 0, "–", ha="center", va="bottom", color=COLOURS["muted"])
             continue
-        kind = "double" if number < doubles else "single"
-        colour = COLOURS[kind if number in vital else f"{kind}-pale"]
+        colour = COLOURS[_colour(summary, number) + ("" if number in vital else "-pale")]
         axes.bar(at, score.vitality, width=0.8, color=colour)
         # The line is seen on a dark bar too, by its pale rim.
         axes.vlines(at, score.low, score.high, color=COLOURS["paper"], linewidth=2.4)
@@ -188,7 +188,7 @@ def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
     axes.grid(axis="y", linewidth=0.6)
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
-    _divide_kinds(axes, sum(layer < doubles for layer in layers), len(layers))
+    _divide_kinds(axes, summary, layers)
     if np.isfinite(summary.choice.boundary):
         axes.axhline(summary.choice.boundary, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
         beside = blended_transform_factory(axes.transAxes, axes.transData)
@@ -196,15 +196,26 @@ def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
         axes.text(1.005, summary.choice.boundary, told, transform=beside, va="center", fontsize=8)
 
 
-def _divide_kinds(axes: Axes, doubles: int, layers: int) -> None:
-    """Name the kinds of block above the bars, and part them by a line."""
-    above = axes.get_xaxis_transform()
-    if doubles:
-        axes.text(-0.4, 1.03, "double blocks", transform=above, color=COLOURS["double"])
-    if doubles < layers:
-        axes.text(layers - 0.6, 1.03, "single blocks", transform=above, color=COLOURS["single"], ha="right")
-    if 0 < doubles < layers:
-        axes.axvline(doubles - 0.5, color=COLOURS["muted"], linewidth=0.7)
+def _colour(summary: Summary, layer: int) -> str:
+    """Kinds of layers take the colours in turn."""
+    return f"kind-{1 + summary.kinds.index(summary.kind_of(layer)) % KIND_COLOURS}"
+
+
+def _divide_kinds(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
+    """Name the kinds of layers above the bars, and part them by lines."""
+    above, runs = axes.get_xaxis_transform(), []
+    for kind in summary.kinds:
+        places = [at for at, layer in enumerate(layers) if summary.kind_of(layer) == kind]
+        if places:
+            runs.append((kind, places[0], places[-1]))
+    for kind, first, last in runs:
+        # The last kind stands at the right end, so that its name has room.
+        at_end = last == len(layers) - 1 and len(runs) > 1
+        at, align = (last + 0.4, "right") if at_end else (first - 0.4, "left")
+        colour = COLOURS[_colour(summary, layers[first])]
+        axes.text(at, 1.03, f"{kind} blocks", transform=above, color=colour, ha=align)
+    for _, first, _ in runs[1:]:
+        axes.axvline(first - 0.5, color=COLOURS["muted"], linewidth=0.7)
 
 
 def _label_layers(axes: Axes, layers: Sequence[int], vital: Sequence[int], shift: float = 0.0) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sflow_jax.output import output_folder
-from sflow_jax.paths import absolute
-from sflow_jax.vitality.charts import comparison_chart, to_png
-from sflow_jax.vitality.pages import inline, layer_list, plain, render
+from sflow_jax.reports.pages import inline, layer_list, plain, render
+from sflow_jax.storage.output import output_folder
+from sflow_jax.storage.paths import absolute
+from sflow_jax.vitality.charts import comparison_chart, to_inline_svg, to_png
 from sflow_jax.vitality.scores import agreement, rank_correlation
 from sflow_jax.vitality.summary import Summary
 
@@ -92,7 +92,7 @@ def write_comparison(destination: epath.PathLike, comparison: RunComparison) -> 
     chart = comparison_chart(*comparison.runs, comparison.names)
     described = f"Bar charts of the vitality of every layer in {comparison.names[0]} and {comparison.names[1]}"
     page = render(
-        "comparison.html.jinja", comparison=comparison, names=comparison.names, chart=inline(chart, described)
+        "comparison.html.jinja", comparison=comparison, names=comparison.names, chart=inline(to_inline_svg(chart), described)
     )
     place = absolute(destination)
     folder, stem = (place.parent, place.stem) if place.suffix == ".html" else (place, "comparison")

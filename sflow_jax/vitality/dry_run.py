@@ -2,18 +2,14 @@
 
 import dataclasses
 import datetime
-import math
 
 import jax.numpy as jnp
 
-from sflow_jax.checkpoint import ModelInfo
-from sflow_jax.latents import Canvas
-from sflow_jax.planning import lower_step, planned_devices, weight_bytes
-from sflow_jax.sharding import make_mesh, parse_mesh
+from sflow_jax.planning.lowering import GIB, lower_step, weight_bytes
+from sflow_jax.settings import Placement
+from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.adaptive import FIRST, Elimination
-from sflow_jax.vitality.sweep import Plan
-
-GIB = 2**30
+from sflow_jax.vitality.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,62 +31,50 @@ class Work:
         return cls(references + len(units), references, painting + len(batches), steps)
 
 
-def describe(
-    info: ModelInfo,
-    words: int,
-    plan: Plan,
-    *,
-    dtype: str,
-    mesh: str | None,
-    quantisation: str | None,
-    offload: bool,
-    workers: int,
-    elimination: Elimination | None,
-    step_seconds: float | None,
-    picture_seconds: float | None,
+def describe_sweep(
+    info: ModelInfo, words: int, plan: Plan, placement: Placement, elimination: Elimination | None = None
 ) -> list[str]:
-    """Lines that tell units, batches, the compiled shape, memory a device, and time.
+    """Lines that tell units, batches, the compiled shape and memory a device.
 
-    words: text tokens. step_seconds: of one step of one batch, given. picture_seconds: of one picture, as measured
-    in an unfinished run. ValueError for sizes or meshes that do not fit the model.
+    words: text tokens. placement: with a mesh and a dtype. ValueError for sizes or meshes that do not fit the model.
     """
-    sizes = {} if mesh is None else parse_mesh(mesh)
-    devices = planned_devices(math.prod(sizes.values()))
-    placed = make_mesh(sizes, devices) if sizes else None
-    config, autoencoder = info.configs["transformer"], info.configs["autoencoder"]
-    canvas = Canvas.of(plan.height, plan.width, autoencoder.downsampling)
-    weights = weight_bytes(info.configs, dtype, placed, quantisation=quantisation, offload=offload)
+    mesh, canvas = placement.mesh, plan.canvas
+    weights = weight_bytes(info, placement)
     # XLA for CPU widens bfloat16 weights, so the step is compiled in float32: an upper bound for bfloat16.
-    shape = dict(groups=plan.batch, members=1, canvas=canvas, words=words)
-    used = lower_step(config, dtype=jnp.float32, mesh=placed, **shape).compile().memory_analysis()
+    plain = Placement(mesh=mesh, dtype=jnp.float32)
+    step = lower_step(info, plain, canvas, groups=plan.batch, members=1, words=words)
+    temporaries = step.compile().memory_analysis().temp_size_in_bytes
     work = Work.of(plan, len(plan.prompts))
-    told = [
-        f"FLUX.1 {info.family}, {dtype}, {plan.width}×{plan.height}, {plan.steps} steps, {config.layers} layers",
+    devices = 1 if mesh is None else mesh.size
+    axes = "no mesh" if mesh is None else ",".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "no split"
+    lines = [
+        f"{info.title}, {jnp.dtype(placement.dtype).name}, {canvas.width}×{canvas.height}, {plan.steps} steps, "
+        f"{info.layers} layers",
         f"units: {work.pictures - work.references:,} pictures with something bypassed ({len(plan.variants)} "
         f"variants × {len(plan.prompts)} prompts × {plan.seeds}), and {work.references:,} references",
         f"batches: {work.batches:,} of {plan.batch}, {work.steps:,} steps in all; one compiled step: latents "
-        f"[{plan.batch}, {canvas.tokens}, {config.in_channels}], text [{plan.batch}, {words}, {config.text_width}]",
-        f"memory of each of {len(devices)} devices ({mesh or 'no mesh'}):",
+        f"[{plan.batch}, {canvas.tokens}, {info.channels}], {words} text tokens",
+        f"memory of each of {devices} devices ({axes}):",
         *(f"  {name:12} {size / GIB:8.2f} GiB of weights" for name, size in weights.items()),
-        f"  {'one step':12} {used.temp_size_in_bytes / GIB:8.2f} GiB of temporaries at most (compiled in float32 "
+        f"  {'one step':12} {temporaries / GIB:8.2f} GiB of temporaries at most (compiled in float32 "
         "with XLA's attention for CPU)",
-        f"  {'all':12} {(sum(weights.values()) + used.temp_size_in_bytes) / GIB:8.2f} GiB, without the networks "
+        f"  {'all':12} {(sum(weights.values()) + temporaries) / GIB:8.2f} GiB, without the networks "
         "that compare pictures",
     ]
     if elimination is not None:
         least = Work.of(plan, min(FIRST, len(plan.prompts)))
-        told.append(f"adaptive: at least {least.pictures:,} pictures, at most {work.pictures:,}")
-    if step_seconds is None and picture_seconds is None:
-        return [*told, "time: give --step-seconds, or --out of a run that has begun"]
+        lines.append(f"adaptive: at least {least.pictures:,} pictures, at most {work.pictures:,}")
+    return lines
+
+
+def describe_time(plan: Plan, workers: int, *, step_seconds: float | None, picture_seconds: float | None) -> str:
+    """A line: the time of each worker, from seconds of a step of a batch as given, else of a picture as measured."""
+    work = Work.of(plan, len(plan.prompts))
     if step_seconds is not None:
-        seconds, origin = (
-            work.steps * step_seconds,
-            f"{step_seconds:g} s a step, as given; text and decoding come on top",
-        )
+        seconds = work.steps * step_seconds
+        origin = f"{step_seconds:g} s a step, as given; text and decoding come on top"
     else:
-        seconds, origin = (
-            work.pictures * picture_seconds,
-            f"{picture_seconds:.2g} s a picture, as measured in this run",
-        )
+        seconds = work.pictures * picture_seconds
+        origin = f"{picture_seconds:.2g} s a picture, as measured in this run"
     each = datetime.timedelta(seconds=round(seconds / workers))
-    return [*told, f"time: {each} (hours:minutes:seconds) on each of {workers} workers ({origin})"]
+    return f"time: {each} (hours:minutes:seconds) on each of {workers} workers ({origin})"

@@ -1,18 +1,20 @@
 """The report of a sweep: one page that opens anywhere, its charts, and the numbers for machines."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 
-from sflow_jax.paths import absolute
-from sflow_jax.vitality.charts import to_png, to_svg, vitality_chart, windows_chart
-from sflow_jax.vitality.folder import write_atomically
-from sflow_jax.vitality.pages import inline, layer_list, picture, render
+from sflow_jax.errors import SettingError
+from sflow_jax.reports.pages import inline, layer_list, picture, render
+from sflow_jax.runs.folder import RunFolder
+from sflow_jax.storage.files import write_whole
+from sflow_jax.storage.paths import absolute
+from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg, vitality_chart, windows_chart
+from sflow_jax.vitality.pictures import Comparison, kept_comparisons
+from sflow_jax.vitality.plan import Plan
 from sflow_jax.vitality.scores import COVERAGE, MEASURES, RESAMPLES
 from sflow_jax.vitality.summary import Summary, VariantScore
 
@@ -22,28 +24,23 @@ PICTURES_SHOWN = 4
 PAIRS_SHOWN = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What bypassing does to one picture. bypassed: layer number → the picture painted without that layer."""
-
-    prompt: str
-    seed: int
-    reference: UInt8[np.ndarray, "y x 3"]
-    bypassed: dict[int, UInt8[np.ndarray, "y x 3"]]
+def write_report(folder: RunFolder, plan: Plan, summary: Summary, costs: Mapping[str, Any]) -> None:
+    """Write the report of a finished sweep into its folder, with the pictures that it kept."""
+    write_report_files(folder.path, summary, kept_comparisons(folder, plan, PROMPTS_SHOWN), costs)
 
 
-def write_report(
+def write_report_files(
     folder: epath.PathLike, summary: Summary, pictures: Sequence[Comparison], costs: Mapping[str, Any]
 ) -> None:
-    """Write `report.html`, `scores.json`, `scores.csv`, `vitality.png` and `vitality.svg` into a run's folder.
+    """Write `report.html`, `scores.json`, `scores.csv`, `vitality.png` and `vitality.svg` into a folder.
 
     pictures: what was kept, perhaps none; the first few are shown. costs: label → text or number. Each file is
-    there whole or not at all, also when several workers write the same report. ValueError if the folder is a file,
+    there whole or not at all, also when several workers write the same report. SettingError if the folder is a file,
     OSError if it cannot be written.
     """
     folder = absolute(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another folder for the report")
+        raise SettingError(f"{folder} is a file; choose another folder for the report")
     chart = vitality_chart(summary)
     files = {
         "vitality.svg": to_svg(chart).encode(),
@@ -55,7 +52,7 @@ def write_report(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        write_whole(folder / name, content)
 
 
 def report_page(summary: Summary, pictures: Sequence[Comparison], costs: Mapping[str, Any]) -> str:
@@ -76,10 +73,11 @@ def report_page(summary: Summary, pictures: Sequence[Comparison], costs: Mapping
         columns=PICTURES_SHOWN,
         prompts=_prompts(summary.layers),
         measures=[name for name in MEASURES[1:] if not all(np.isnan(getattr(s, name)) for s in summary.layers)],
-        chart=inline(vitality_chart(summary), described),
+        chart=inline(to_inline_svg(vitality_chart(summary)), described),
         windows=summary.windows
-        and inline(windows_chart(summary), "Heat map of vitality, layers by windows of steps"),
+        and inline(to_inline_svg(windows_chart(summary)), "Heat map of vitality, layers by windows of steps"),
         rows=sorted(zip(summary.layers, summary.choice.membership), key=lambda row: row[0].layers),
+        kind_of=summary.kind_of,
         pairs=sorted(summary.pairs, key=lambda pair: -np.nan_to_num(abs(pair.interaction)))[:PAIRS_SHOWN],
         own={score.layers[0]: score.vitality for score in summary.layers},
         pictures=[_shown(summary, kept) for kept in pictures[:PROMPTS_SHOWN]],

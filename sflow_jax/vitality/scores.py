@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
+from sflow_jax.errors import SettingError
+
 RESAMPLES = 2000
 # Of the intervals.
 COVERAGE = 0.95
@@ -44,7 +46,12 @@ class Rule:
         if (self.kind == "auto") != (self.value is None):
             raise ValueError(f"the rule {self.kind} needs {'no' if self.kind == 'auto' else 'a'} value")
         if self.kind == "top" and self.value < 1:
-            raise ValueError(f"--top must be at least 1, found {self.value:g}")
+            raise SettingError(f"`top` must be at least 1, found {self.value:g}")
+
+    def check(self, layers: int) -> None:
+        """SettingError where so many layers are too few to choose from."""
+        if self.kind == "top" and self.value > layers:
+            raise SettingError(f"`top` {self.value:g} is more than the {layers} layers that are compared")
 
     def __str__(self) -> str:
         return self.kind if self.value is None else f"{self.kind} {self.value:g}"
@@ -55,8 +62,7 @@ class Rule:
             return vitality >= self.value
         if self.kind == "auto":
             return largest_contrast(vitality)
-        if self.value > vitality.shape[-1]:
-            raise ValueError(f"--top {self.value:g} is more than the {vitality.shape[-1]} layers that are compared")
+        self.check(vitality.shape[-1])
         ranks = np.argsort(np.argsort(-vitality, axis=-1, kind="stable"), axis=-1)
         return ranks < self.value
 

@@ -81,7 +81,7 @@ class Halves:
 class Summary:
     """A sweep's findings.
 
-    settings: the manifest's (model, prompts, steps, …; `double_blocks` tells the kinds of layers apart).
+    settings: the manifest's (model, prompts, steps, …; `layer_kinds` tells the kinds of layers apart).
     layers: single layers bypassed at every step, by number. windows: single layers bypassed in a part of the
     steps. rank_correlations: of the layers' vitality with what the other measures would call it.
     """
@@ -99,6 +99,16 @@ class Summary:
         """Of every layer, in their order."""
         return np.array([score.vitality for score in self.layers])
 
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the model's kinds of layers, in global order."""
+        return [kind for kind, _ in self.settings["layer_kinds"]]
+
+    def kind_of(self, layer: int) -> str:
+        """The kind of a layer, by its global number."""
+        ends = np.cumsum([count for _, count in self.settings["layer_kinds"]])
+        return self.kinds[int(np.searchsorted(ends, layer, side="right").clip(max=len(ends) - 1))]
+
     def to_json(self) -> str:
         """The text of `scores.json`; NaN and infinity as null."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + "\n"
@@ -109,7 +119,7 @@ class Summary:
         try:
             told = json.loads(text)
             return cls(
-                settings=told["settings"],
+                settings=_current(told["settings"]),
                 layers=tuple(_score(x) for x in told["layers"]),
                 windows=tuple(_score(x) for x in told["windows"]),
                 pairs=tuple(Pair(_score(x["score"]), _number(x["interaction"])) for x in told["pairs"]),
@@ -204,6 +214,15 @@ def _halves(similarities: Float[np.ndarray, "p n"], layers: list[int], rule: Rul
     first, second = (1 - np.nanmean(half, axis=0) for half in halves)
     sets = tuple(choose(half, layers, rule, resamples=1).layers for half in halves)
     return Halves(rank_correlation(first, second), agreement(*sets), sets)
+
+
+def _current(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are written now; sweeps of version 0.1 told FLUX.1's two kinds by one number."""
+    if "double_blocks" not in settings:
+        return settings
+    first, total = settings["double_blocks"], 1 + max(settings.get("layers", [0]))
+    kinds = [["double", first], ["single", max(0, total - first)]]
+    return {name: value for name, value in settings.items() if name != "double_blocks"} | {"layer_kinds": kinds}
 
 
 def _score(told: dict[str, Any]) -> VariantScore:

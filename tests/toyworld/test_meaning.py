@@ -8,9 +8,9 @@ import torch
 from conftest import relative
 from diffusers import FluxPipeline
 
-from sflow_jax.embedded import ASSETS
-from sflow_jax.latents import draw_noise
-from sflow_jax.metrics import cosine_similarity, psnr
+from sflow_jax.catalogue import ASSETS
+from sflow_jax.measures.metrics import cosine_similarity, psnr
+from sflow_jax.pictures.latents import draw_noise
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.toyworld.reader import AttributeReader
 from sflow_jax.toyworld.scenes import Scene, sample_scene

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 from sflow_convert import engine, vision
 from transformers import AutoTokenizer
 
-from sflow_jax.embedded import ASSETS
+from sflow_jax.catalogue import ASSETS
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip_vision import Clip, ClipConfig
 from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
-from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameters
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.toyworld.attributes import ATTRIBUTES

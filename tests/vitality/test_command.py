@@ -6,7 +6,7 @@ import pytest
 from test_cli import run
 
 from sflow_jax import cli
-from sflow_jax.checkpoint import load_info
+from sflow_jax.storage.checkpoint import load_info
 
 
 @pytest.fixture(scope="module")

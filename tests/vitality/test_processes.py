@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from processes import PATIENCE, environment, finish, start
 
-from sflow_jax.vitality.folder import RunFolder, read_manifest
+from sflow_jax.runs.folder import RunFolder, read_manifest
 
 # Imports once, for importing takes longest, then forks a process a command line; tells its number and how it ended.
 FORKER = """

@@ -10,9 +10,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_cli import run
 
 from sflow_jax import cli
-from sflow_jax.features import load_features
-from sflow_jax.vitality.folder import RunFolder
-from sflow_jax.vitality.sweep import Plan, Sweep, Worker, make_variants
+from sflow_jax.catalogue import load_features
+from sflow_jax.runs.folder import RunFolder
+from sflow_jax.runs.worker import Worker
+from sflow_jax.vitality.plan import Plan, make_variants
+from sflow_jax.vitality.sweep import Sweep
 
 RUN = "gs://bucket/run"
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+from sflow_jax.reports.pages import number, percent
 from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg, vitality_chart, windows_chart
 from sflow_jax.vitality.comparison import compare, write_comparison
-from sflow_jax.vitality.pages import number, percent
-from sflow_jax.vitality.report import Comparison, write_report
+from sflow_jax.vitality.pictures import Comparison
+from sflow_jax.vitality.report import write_report
 from sflow_jax.vitality.scores import MEASURES, Rule, Variant
 from sflow_jax.vitality.summary import Summary, Table, summarise
 

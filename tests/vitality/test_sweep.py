@@ -6,14 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from sflow_jax.control import LayerControl
-from sflow_jax.features import load_features
-from sflow_jax.latents import Canvas, draw_noise, to_uint8
+from sflow_jax.catalogue import load_features
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import to_uint8
+from sflow_jax.pictures.latents import draw_noise
+from sflow_jax.runs.folder import RunFolder
+from sflow_jax.runs.worker import Worker
+from sflow_jax.sampling.control import LayerControl
 from sflow_jax.vitality.adaptive import Elimination
-from sflow_jax.vitality.folder import RunFolder
+from sflow_jax.vitality.plan import Plan, make_variants
 from sflow_jax.vitality.prompts import PROMPTS, load_prompts
 from sflow_jax.vitality.scores import Rule
-from sflow_jax.vitality.sweep import Plan, Sweep, Worker, make_variants
+from sflow_jax.vitality.sweep import Sweep
 
 WORDS = ("a red cat", "a dog in snow", "a tree", "a box at night", "a hat", "a bear", "rain", "the sea")
 

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jax.scipy.special import ndtri
 
-from sflow_jax.latents import pack, position_ids, unpack
 from sflow_jax.models.autoencoder import Autoencoder
 from sflow_jax.models.clip import ClipText
-from sflow_jax.models.flux import Flux, FluxConfig
+from sflow_jax.models.flux1 import Flux, FluxConfig, position_ids
 from sflow_jax.models.t5 import T5Encoder
+from sflow_jax.pictures.latents import pack, unpack
 from sflow_jax.toyworld.train.hf import SHIFT
 from sflow_jax.toyworld.train.loop import Recipe, Stage
 from sflow_jax.toyworld.train.pictures import save_grid, to_uint8

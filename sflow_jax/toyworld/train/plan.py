@@ -6,7 +6,7 @@ from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.clip_vision import ClipConfig, ClipVisionConfig
 from sflow_jax.models.dinov2 import Dinov2Config
-from sflow_jax.models.flux import FluxConfig
+from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.toyworld.captions import vocabulary
 from sflow_jax.toyworld.train.loop import Recipe

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sflow_jax.latents import to_network
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Decoder
+from sflow_jax.pictures.files import to_network
 from sflow_jax.toyworld.train.loop import Recipe, Stage
 from sflow_jax.toyworld.train.pictures import save_grid, to_uint8
 from sflow_jax.toyworld.train.pool import Pool, indices

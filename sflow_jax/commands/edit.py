@@ -1,0 +1,68 @@
+"""`sflow edit`: edits of a generated picture or a photo."""
+
+import time
+
+import click
+
+from sflow_jax.commands.console import Command
+from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
+from sflow_jax.pictures.files import open_picture
+from sflow_jax.pictures.grids import captioned_grid
+from sflow_jax.results import Inversion
+from sflow_jax.settings import EditSettings, as_record
+from sflow_jax.storage.output import output_folder
+
+# Settings that only one kind of source has.
+OF_PHOTOS, OF_GENERATED = ("nudge", "unnudge", "replay"), ("seed",)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    sflow edit -m checkpoints/flux-dev -p "A dog standing" -e "A dog sitting" -e "A dog in the snow" -o dog
+
+    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man in a park" -e "A man in a park with a dog" -o man
+
+    sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man at sea" --layers 0-2,17 -o sea
+    """,
+)
+@model_options()
+@click.option("--prompt", "-p", required=True, help="The source: what it shows, or what to paint.")
+@click.option("--edit", "-e", "edits", multiple=True, required=True, help="What an edit shows; repeat for more.")
+@click.option("--image", help="A photo to edit; without it, the source is generated.")
+@click.option("--inversion", help="Folder of `sflow invert`, instead of --image.")
+@settings_options(EditSettings)
+@out_option
+def edit(
+    chosen: Chosen,
+    prompt: str,
+    edits: tuple[str, ...],
+    image: str | None,
+    inversion: str | None,
+    settings: EditSettings,
+    out: str,
+) -> None:
+    """Edit a generated picture or a photo: source.png, edit-1.png …, grid.png, edit.json."""
+    stored = None if inversion is None else Inversion.load(inversion)
+    # A bad file should not cost a model's loading.
+    photo = None if image is None else open_picture(image)
+    reports = chosen.join()
+    with output_folder(out if reports else None) as folder:
+        flow, loading = chosen.load()
+        start = time.perf_counter()
+        result = flow.edit(
+            prompt, list(edits), image=photo, inversion=stored, **as_record(settings), progress=reports
+        )
+        seconds = {"load": loading, "edit": time.perf_counter() - start}
+        folder.picture("source.png", result.images[0])
+        for i, picture in enumerate(result.images[1:], 1):
+            folder.picture(f"edit-{i}.png", picture)
+        folder.image("grid.png", captioned_grid(result.images, [f"source: {prompt}", *edits]))
+        unused = OF_GENERATED if image or inversion else OF_PHOTOS
+        told = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion}
+        told |= {name: value for name, value in as_record(result.settings).items() if name not in unused}
+        folder.json(
+            "edit.json", record(chosen.model, told | placement_record(flow.painter.placement), seconds)
+        )
+    if reports:
+        click.echo(f"source and {len(edits)} edits in {out}")

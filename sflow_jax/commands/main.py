@@ -1,0 +1,58 @@
+"""`sflow`: generate, edit and invert pictures, find vital layers, and look at checkpoints."""
+
+import importlib
+
+import click
+
+from sflow_jax.commands.console import HELP_WIDTH, run_command, use_compilation_cache
+
+# Command → what it does in a line. Its module is imported only when the command is used.
+COMMANDS = {
+    "demo": "See the method at work on the embedded model.",
+    "edit": "Edit a generated picture or a photo.",
+    "generate": "Generate pictures of prompts.",
+    "info": "What a checkpoint is, and what it takes on a machine.",
+    "invert": "Invert a photo, for many edits.",
+    "vital": "Find a model's vital layers.",
+}
+
+
+class Commands(click.Group):
+    """The commands of `COMMANDS`, each in the module of its name."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"sflow_jax.commands.{name}"), name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        found = [click.shell_completion.CompletionItem(name, help=COMMANDS[name]) for name in names]
+        return found or super().shell_complete(context, incomplete)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+)
+@click.version_option(package_name="sflow_jax")
+def group() -> None:
+    """Edit pictures with FLUX by injecting keys and values in its vital layers; no training.
+
+    Start with: sflow demo
+
+    Then convert a checkpoint in the published layout: sflow-convert SOURCE DEST
+    """
+
+
+def main() -> None:
+    """Entry point."""
+    use_compilation_cache()
+    run_command(group)

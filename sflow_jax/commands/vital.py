@@ -1,0 +1,145 @@
+"""`sflow vital`: find the vital layers of a model, and compare two sweeps."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import click
+
+from sflow_jax.commands.console import Command
+from sflow_jax.commands.options import Chosen, model_options, settings_options
+from sflow_jax.errors import SettingError
+from sflow_jax.runs.worker import Worker, parse_place
+from sflow_jax.settings import AUTOMATIC, Placement, SweepSettings
+
+if TYPE_CHECKING:
+    from sflow_jax.vitality.summary import Summary
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    sflow vital -m toyworld --out vital
+
+    sflow vital -m checkpoints/flux-dev --features checkpoints/dinov2-giant --batch 8 --adaptive --out vital --save
+
+    sflow vital -m gs://bucket/flux-dev --features gs://bucket/dinov2 --worker 3/8 --out gs://bucket/vital
+
+    sflow vital -m flux-dev --dry-run --mesh tensor=4 --step-seconds 1.5
+
+    sflow vital --compare vital-15-steps vital-4-steps --out compared
+    """,
+)
+@model_options(required=False)
+@settings_options(SweepSettings)
+@click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what it would take; flux-dev and flux-schnell need no files."
+)
+@click.option("--step-seconds", type=float, help="Of --dry-run: seconds of one step of one batch.")
+@click.option("--save", is_flag=True, help="Record the vital set in the checkpoint: --layers vital then uses it.")
+@click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
+@click.option("--out", "-o", help="Folder of the run, local or gs://.")
+def vital(
+    chosen: Chosen,
+    settings: SweepSettings,
+    worker: str,
+    dry_run: bool,
+    step_seconds: float | None,
+    save: bool,
+    compared: tuple[str, str] | None,
+    out: str | None,
+) -> None:
+    """Find a model's vital layers: bypass each layer, and see how much the pictures change.
+
+    Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
+    """
+    if compared:
+        compare_runs(compared, out)
+    elif chosen.model is None or (out is None and not dry_run):
+        raise SettingError("`model` and `out` are needed; or `compare` two finished sweeps")
+    elif dry_run:
+        click.echo("\n".join(describe(chosen, settings, worker, step_seconds, out)))
+    else:
+        find(chosen, settings, worker, save, out)
+
+
+def find(chosen: Chosen, settings: SweepSettings, worker: str, save: bool, out: str) -> None:
+    """Sweep, or go on with a sweep, and say what was found."""
+    from sflow_jax.vitality.find import save_vital_layers
+
+    mine, together = worker_of(worker, chosen), chosen.coordinator is not None
+    flow, _ = chosen.load(alone=True)
+    reports = mine.index == 0 or not together
+    summary = flow.find_vital_layers(out, settings, worker=mine, wait=together, progress=reports)
+    if summary is None:
+        click.echo(f"this worker's share is done; the last of {mine.count} workers to finish writes the report")
+    elif reports:
+        if save:
+            save_vital_layers(chosen.model, summary)
+        click.echo(f"vital layers: {described_choice(summary)}; {out}/report.html")
+
+
+def described_choice(summary: "Summary") -> str:
+    """The set, how it was chosen, and how sure it is."""
+    choice = summary.choice
+    layers = ", ".join(map(str, choice.layers)) or "none"
+    return f"{layers} ({choice.rule}; the same in {choice.confidence:.0%} of resamples)"
+
+
+def compare_runs(runs: tuple[str, str], out: str | None) -> None:
+    """Say how far two finished sweeps agree, and show it in `out` if that is given."""
+    from sflow_jax.vitality.comparison import compare, write_comparison
+    from sflow_jax.vitality.find import read_summary
+
+    comparison = compare(*(read_summary(run) for run in runs), names=runs)
+    if out is not None:
+        write_comparison(out, comparison)
+    click.echo(str(comparison))
+
+
+def describe(
+    chosen: Chosen, settings: SweepSettings, worker: str, step_seconds: float | None, out: str | None
+) -> list[str]:
+    """Lines about what the sweep would take."""
+    from sflow_jax.catalogue import find_info
+    from sflow_jax.vitality.dry_run import describe_sweep, describe_time
+    from sflow_jax.vitality.find import picture_seconds
+    from sflow_jax.vitality.plan import elimination_of, plan_sweep
+
+    info, words = find_info(chosen.model)
+    plan, workers = plan_sweep(settings, info, chosen.model), Worker.parse(worker).count
+    if chosen.process is not None:
+        workers = parse_place(chosen.process, "process")[1]
+    lines = describe_sweep(info, words, plan, planned(chosen), elimination_of(settings, plan))
+    measured = None if out is None else picture_seconds(out)
+    if step_seconds is None and measured is None:
+        return [*lines, "time: give --step-seconds, or --out of a run that has begun"]
+    return [*lines, describe_time(plan, workers, step_seconds=step_seconds, picture_seconds=measured)]
+
+
+def planned(chosen: Chosen) -> Placement:
+    """The placement to plan for: on devices that are made up, but for a mesh that is proposed for those here."""
+    from sflow_jax.machine.meshes import make_mesh, parse_mesh
+    from sflow_jax.planning.lowering import planned_devices
+
+    placement = dataclasses.replace(chosen.placement, dtype=chosen.placement.dtype or "bfloat16")
+    if placement.mesh is None:
+        return placement
+    if placement.mesh == AUTOMATIC:
+        return dataclasses.replace(placement, mesh=chosen.placed("sweep").mesh)
+    sizes = parse_mesh(placement.mesh)
+    return dataclasses.replace(placement, mesh=make_mesh(sizes, planned_devices(math.prod(sizes.values()))))
+
+
+def worker_of(worker: str, chosen: Chosen) -> Worker:
+    """This process's share: as asked for, or its place among the processes that it joins; SettingError for both."""
+    asked = Worker.parse(worker)
+    if chosen.coordinator is not None and asked != Worker():
+        raise SettingError("give `worker` for processes that share only the folder, or `coordinator`, not both")
+    chosen.join()
+    if chosen.coordinator is None:
+        return asked
+    import jax
+
+    return Worker(jax.process_index(), jax.process_count())

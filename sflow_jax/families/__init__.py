@@ -1,0 +1,1 @@
+"""Families of models: one file says all that makes one different."""

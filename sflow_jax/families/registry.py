@@ -1,0 +1,11 @@
+"""The families that there are; a new one is a line here."""
+
+from sflow_jax.families.family import Family, Published
+from sflow_jax.families.flux1 import FLUX1
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (FLUX1,)}
+
+
+def published_models() -> dict[str, tuple[Family, Published]]:
+    """Name → family and description of every model that is known without files."""
+    return {name: (family, model) for family in FAMILIES.values() for name, model in family.published.items()}

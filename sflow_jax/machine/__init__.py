@@ -1,0 +1,1 @@
+"""The machine: meshes and the sharding table, processes, chips."""

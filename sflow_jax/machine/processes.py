@@ -1,0 +1,26 @@
+"""Several processes that know of each other (`jax.distributed`): TPU pods, SLURM, or named by hand."""
+
+import jax
+
+from sflow_jax.errors import SettingError
+from sflow_jax.settings import AUTOMATIC
+
+
+def join(coordinator: str, process: tuple[int, int] | None) -> None:
+    """Meet the other processes; must come before anything touches a device.
+
+    coordinator: HOST:PORT of the first process, or "auto" where the cluster tells (TPU pods, SLURM, MPI).
+    process: index from 0 and number of processes, needed beside HOST:PORT and only there.
+    ValueError where they do not fit, or the others cannot be met.
+    """
+    if (coordinator == AUTOMATIC) != (process is None):
+        raise SettingError("give `process` such as 1/4 beside `coordinator` HOST:PORT, and not beside auto")
+    index, count = process or (None, None)
+    try:
+        jax.distributed.initialize(None if process is None else coordinator, count, index)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            f"cannot join the other processes ({coordinator}: {reason}); "
+            "name them with `coordinator` HOST:PORT and `process` 1/4"
+        ) from error

@@ -1,0 +1,1 @@
+"""Measures of pictures: feature networks, PSNR, SSIM."""

@@ -1,0 +1,184 @@
+"""Networks that describe pictures by vectors, and the converted folder that holds one, local or remote.
+
+features.json   what it is (`FeaturesInfo`)
+network/        one Orbax item, parameters by dotted path
+
+Axes: b batch, y rows, x columns, d features.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Real
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.measures.preprocessing import Preprocessing
+from sflow_jax.models.clip import ClipTextConfig
+from sflow_jax.models.clip_vision import Clip, ClipConfig, ClipVisionConfig
+from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
+from sflow_jax.models.layers import parameter_dtype, parameters
+from sflow_jax.storage.checkpoint import CheckpointError, abstract, restore_network
+
+FORMAT = 1
+INFO_FILE = "features.json"
+ITEM = "network"
+NETWORKS: dict[str, type] = {"dinov2": Dinov2, "clip": Clip}
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples again."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def _config(kind: str, fields: dict[str, Any]) -> Dinov2Config | ClipConfig:
+    """The inverse of `dataclasses.asdict`."""
+    if kind == "dinov2":
+        return Dinov2Config(**fields)
+    halves = {"text": ClipTextConfig(**fields["text"]), "vision": ClipVisionConfig(**fields["vision"])}
+    return ClipConfig(**fields | halves)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesInfo:
+    """What `features.json` holds.
+
+    kind: dinov2 or clip. dtype: of the stored weights. source_digests: file → sha256.
+    Raises ValueError for a CLIP whose preprocessing makes pictures of another size than it was made for.
+    """
+
+    kind: str
+    config: Dinov2Config | ClipConfig
+    preprocessing: Preprocessing
+    dtype: str
+    source_digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        # CLIP's position embedding has one size; DINOv2's is resized to the picture.
+        if self.kind == "clip":
+            side = self.config.vision.picture_size
+            if (self.preprocessing.crop or self.preprocessing.size) != (side, side):
+                raise ValueError(
+                    f"this CLIP sees pictures of {side}×{side}; its preprocessing config must crop to that size"
+                )
+
+    @property
+    def name(self) -> str:
+        """Kind, width and layers of the network that sees, such as `dinov2 384×12`."""
+        seeing = self.config.vision if self.kind == "clip" else self.config
+        registers = getattr(seeing, "registers", 0)
+        return f"{self.kind} {seeing.width}×{seeing.layers}" + (f" with {registers} registers" if registers else "")
+
+    def digest(self, dtype: DTypeLike) -> str:
+        """16 hex digits that tell features apart: of the weights' files, the configs, and the dtype computed in.
+
+        The names of files and folders do not matter.
+        """
+        configs = dataclasses.asdict(self.config), dataclasses.asdict(self.preprocessing)
+        told = [self.kind, *configs, sorted(self.source_digests.values()), jnp.dtype(dtype).name]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The text of `features.json`."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeaturesInfo":
+        """Inverse of `to_json`; CheckpointError for another format version, or fields that do not fit."""
+        try:
+            fields = json.loads(text)
+            version = fields.pop("format")
+            if version != FORMAT:
+                raise CheckpointError(f"features format {version} is not {FORMAT}; convert the source again")
+            fields["config"] = _config(fields["kind"], fields["config"])
+            fields["preprocessing"] = Preprocessing(**_plain(fields["preprocessing"]))
+            return cls(**fields)
+        except CheckpointError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"cannot read {INFO_FILE} ({error!r}); convert the source again") from error
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["network"],
+    meta_fields=["name", "kind", "digest", "preprocessing"],
+)
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """A network and its preprocessing; a pytree, so an argument of jitted functions.
+
+    network: `Dinov2` or `Clip`. name: such as `dinov2 384×12`. kind: dinov2 or clip.
+    digest: 16 hex digits, equal only for equal weights, configs and dtype.
+    """
+
+    network: nnx.Module
+    name: str
+    kind: str
+    digest: str
+    preprocessing: Preprocessing
+
+    @classmethod
+    def of(cls, info: FeaturesInfo, network: nnx.Module) -> "Features":
+        """From what a folder says and its network."""
+        return cls(network, info.name, info.kind, info.digest(parameter_dtype(network)), info.preprocessing)
+
+    def __call__(self, pictures: Real[AnyArray, "b y x 3"]) -> Float[Array, "b d"]:
+        """Pictures of levels 0..255 (uint8, or float, rounded to whole levels) → features, float32; jit-compatible.
+
+        DINOv2: the class token after the last norm, the paper's global feature.
+        CLIP: the projected picture embedding, of length one.
+        """
+        seen = self.preprocessing(pictures)
+        if self.kind == "clip":
+            return self.network.picture_features(seen)
+        return self.network(seen)[:, 0].astype(jnp.float32)
+
+
+def load_info(folder: epath.PathLike) -> FeaturesInfo:
+    """Read `features.json`; CheckpointError if the folder is not a converted features folder."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        raise CheckpointError(f"no features at {folder}; make them with: sflow-convert SOURCE {folder}")
+    if not (folder / INFO_FILE).exists():
+        raise CheckpointError(
+            f"{folder} is no converted features folder (no {INFO_FILE}); convert a published DINOv2 or CLIP folder "
+            "with: sflow-convert SOURCE DEST"
+        )
+    return FeaturesInfo.from_json((folder / INFO_FILE).read_text())
+
+
+def is_features_folder(folder: epath.PathLike) -> bool:
+    """Whether a folder says that it is one."""
+    return (epath.Path(folder) / INFO_FILE).exists()
+
+
+def abstract_features(info: FeaturesInfo) -> nnx.Module:
+    """The network of a features folder with shapes instead of arrays."""
+    return abstract(NETWORKS[info.kind], info.config)
+
+
+def copies_place(mesh: Mesh | None) -> Sharding:
+    """Where a feature network is: every device of a mesh has a copy; without one, the first device."""
+    return SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def restore_features(
+    folder: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
+) -> Features:
+    """The network of a converted features folder, by default in its stored dtype.
+
+    Raises CheckpointError for folders that are not features, or are damaged.
+    """
+    info = load_info(folder)
+    module = abstract_features(info)
+    places = dict.fromkeys(parameters(module), copies_place(mesh))
+    return Features.of(info, restore_network(folder, ITEM, module, info.dtype if dtype is None else dtype, places))

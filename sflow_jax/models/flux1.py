@@ -1,0 +1,419 @@
+"""The FLUX.1 diffusion transformer with layer control, stacked blocks under `jax.lax.scan`.
+
+Axes: b batch, s image tokens, w text tokens (words), l joint tokens (text first), c latent channels,
+d hidden size, h heads, k head dimension, f MLP width, n layers (numbered globally: double blocks first).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.models.attention import rotary_angles, rotate
+from sflow_jax.models.conditioning import Conditioning
+from sflow_jax.models.interventions import (
+    NOTHING,
+    Interventions,
+    LayerInterventions,
+    inject_keys_values,
+    scale_gate,
+    scale_heads,
+    scale_tokens,
+)
+from sflow_jax.models.layers import (
+    Linear,
+    RMSNorm,
+    layer_norm,
+    parameter_dtype,
+    scan_layers,
+    sinusoids,
+    stacked,
+)
+from sflow_jax.models.layout import Layout, Output
+from sflow_jax.pictures.canvas import Canvas
+
+SINUSOID_WIDTH = 256
+# Sigma and guidance enter the sinusoids multiplied by this.
+SINUSOID_SCALE = 1000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class FluxConfig:
+    """Sizes of a FLUX.1 transformer; `dev` and `schnell` are the published ones (Krea equals dev)."""
+
+    in_channels: int = 64
+    double_blocks: int = 19
+    single_blocks: int = 38
+    heads: int = 24
+    head_dim: int = 128
+    text_width: int = 4096
+    pooled_width: int = 768
+    guidance: bool = True
+    rotary_axes: tuple[int, ...] = (16, 56, 56)
+    rotary_theta: float = 10_000.0
+    mlp_ratio: int = 4
+    epsilon: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Hidden size d."""
+        return self.heads * self.head_dim
+
+    @property
+    def layers(self) -> int:
+        """Number of layers n, double and single together."""
+        return self.double_blocks + self.single_blocks
+
+    @classmethod
+    def dev(cls) -> "FluxConfig":
+        """FLUX.1-dev (and Krea-dev): guidance-distilled, 11,901,408,320 parameters."""
+        return cls()
+
+    @classmethod
+    def schnell(cls) -> "FluxConfig":
+        """FLUX.1-schnell: timestep-distilled, no guidance input, 11,891,178,560 parameters."""
+        return cls(guidance=False)
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "FluxConfig":
+        """From the `config.json` of a diffusers transformer folder.
+
+        Raises ValueError for a variant that this module does not implement (patch size, extra input channels).
+        """
+        in_channels = config.get("in_channels", 64)
+        out_channels = config.get("out_channels") or in_channels
+        if config.get("patch_size", 1) != 1 or out_channels != in_channels:
+            raise ValueError(
+                "this FLUX variant is not supported: it needs patch_size 1 and as many output as input channels, "
+                f"found patch_size {config.get('patch_size')}, {in_channels} in and {out_channels} out"
+            )
+        sizes = cls(
+            in_channels=in_channels,
+            double_blocks=config.get("num_layers", 19),
+            single_blocks=config.get("num_single_layers", 38),
+            heads=config.get("num_attention_heads", 24),
+            head_dim=config.get("attention_head_dim", 128),
+            text_width=config.get("joint_attention_dim", 4096),
+            pooled_width=config.get("pooled_projection_dim", 768),
+            guidance=config.get("guidance_embeds", False),
+            rotary_axes=tuple(config.get("axes_dims_rope", (16, 56, 56))),
+        )
+        if sum(sizes.rotary_axes) != sizes.head_dim:
+            raise ValueError(f"axes_dims_rope {sizes.rotary_axes} must add up to attention_head_dim {sizes.head_dim}")
+        return sizes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FluxConditioning(Conditioning):
+    """What the prompts became.
+
+    text: [b, w, e], T5's features of every token. pooled: [b, p], CLIP's vector at the end of the text.
+    """
+
+    text: AnyArray
+    pooled: AnyArray
+
+
+class Modulation(NamedTuple):
+    """What adaptive normalisation does to one part of a layer, a vector a batch element."""
+
+    shift: Float[Array, "b d"]
+    scale: Float[Array, "b d"]
+    gate: Float[Array, "b d"]
+
+
+def modulate(
+    x: Float[Array, "b l d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"], epsilon: float
+) -> Float[Array, "b l d"]:
+    """Adaptive layer normalisation: normalise in float32, then scale and shift per batch element."""
+    return (layer_norm(x, epsilon) * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+
+
+class Embedder(nnx.Module):
+    """Two linear layers with SiLU between: scalars and pooled text → the modulation vector."""
+
+    def __init__(self, width_in: int, width: int, *, rngs: nnx.Rngs):
+        self.in_layer = Linear(width_in, width, rngs=rngs)
+        self.out_layer = Linear(width, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
+        return self.out_layer(jax.nn.silu(self.in_layer(x)))
+
+
+class QueryKeyValue(NamedTuple):
+    """Of one token stream."""
+
+    query: Float[Array, "b l h k"]
+    key: Float[Array, "b l h k"]
+    value: Float[Array, "b l h k"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What all layers of one call share, beside what is scanned.
+
+    words: text tokens w. region: share of the injection that each image token takes. axes, theta: of the rotary
+    position embedding.
+    """
+
+    layout: Layout
+    words: int
+    region: Float[AnyArray, "b s"] | None
+    axes: tuple[int, ...]
+    theta: float
+
+    def shift_keys(
+        self, key: Float[Array, "b s h k"], shift: Float[AnyArray, "b 2"] | None
+    ) -> Float[Array, "b s h k"]:
+        """Image keys as if they stood so many rows and columns away."""
+        if shift is None:
+            return key
+        moved = jnp.concatenate([jnp.zeros((len(shift), 1)), shift], axis=1)
+        return rotate(key, rotary_angles(moved, self.axes, self.theta)[:, None])
+
+
+class Attention(nnx.Module):
+    """The projections of one token stream: normalised, rotated q and k, v, and the way back."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        heads = (config.heads, config.head_dim)
+        self.qkv = Linear(config.width, (3, *heads), rngs=rngs)
+        self.query_norm = RMSNorm(config.head_dim, config.epsilon)
+        self.key_norm = RMSNorm(config.head_dim, config.epsilon)
+        self.out = Linear(heads, config.width, rngs=rngs)
+
+    def project(self, x: Float[Array, "b l d"], angles: Float[Array, "l half_k"]) -> QueryKeyValue:
+        """Queries and keys normalised and rotated, values as they are."""
+        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(x), 3, axis=2))
+        return QueryKeyValue(rotate(self.query_norm(query), angles), rotate(self.key_norm(key), angles), value)
+
+
+class Stream(nnx.Module):
+    """One of the two token streams (image or text) of a double block."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        hidden = config.width * config.mlp_ratio
+        self.modulation = Linear(config.width, 6 * config.width, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_in = Linear(config.width, hidden, rngs=rngs)
+        self.mlp_out = Linear(hidden, config.width, rngs=rngs)
+        self.epsilon = config.epsilon
+
+    def modulations(self, vector: Float[Array, "b d"], layout: Layout) -> tuple[Modulation, Modulation]:
+        """Of attention and of the MLP."""
+        parts = jnp.split(layout.keep_whole(self.modulation(vector)), 6, axis=-1)
+        return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+    def project(
+        self, x: Float[Array, "b l d"], modulation: Modulation, angles: Float[Array, "l half_k"]
+    ) -> QueryKeyValue:
+        """q, k and v of the normalised stream."""
+        return self.attention.project(modulate(x, modulation.shift, modulation.scale, self.epsilon), angles)
+
+    def add_attention(
+        self, x: Float[Array, "b l d"], mixed: Float[Array, "b l h k"], gate: Float[Array, "b d"]
+    ) -> Float[Array, "b l d"]:
+        """The stream with the gated attention output."""
+        return x + gate[:, None] * self.attention.out(mixed)
+
+    def add_mlp(
+        self, x: Float[Array, "b l d"], modulation: Modulation, gate: Float[Array, "b d"]
+    ) -> Float[Array, "b l d"]:
+        """The stream with the gated MLP."""
+        hidden = self.mlp_in(modulate(x, modulation.shift, modulation.scale, self.epsilon))
+        return x + gate[:, None] * self.mlp_out(jax.nn.gelu(hidden, approximate=True))
+
+
+class DoubleBlock(nnx.Module):
+    """Text and image streams with their own weights, one joint attention."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        self.image = Stream(config, rngs=rngs)
+        self.text = Stream(config, rngs=rngs)
+
+    def __call__(
+        self,
+        streams: tuple[Float[Array, "b w d"], Float[Array, "b s d"]],
+        vector: Float[Array, "b d"],
+        angles: Float[Array, "w_plus_s half_k"],
+        layer: LayerInterventions,
+        call: Call,
+    ) -> tuple[tuple[Float[Array, "b w d"], Float[Array, "b s d"]], dict[str, jax.Array]]:
+        """(text, image) → the same behind the layer, and what was asked to be captured."""
+        text, image = streams
+        words, layout = text.shape[1], call.layout
+        text = scale_tokens(text, layer.text)
+        text_attention, text_mlp = self.text.modulations(vector, layout)
+        image_attention, image_mlp = self.image.modulations(vector, layout)
+        text_query, text_key, text_value = self.text.project(text, text_attention, angles[:words])
+        query, own_key, own_value = self.image.project(image, image_attention, angles[words:])
+        key, value = inject_keys_values(
+            call.shift_keys(own_key, layer.key_shift), own_value, layer, call.region, layout.members
+        )
+        mixed = layout.attend(
+            jnp.concatenate([text_query, query], axis=1),
+            jnp.concatenate([text_key, key], axis=1),
+            jnp.concatenate([text_value, value], axis=1),
+        )
+        mixed = scale_heads(mixed, layer.heads)
+        attention, mlp = (layer.gate, layer.attention), (layer.gate, layer.mlp)
+        text = self.text.add_attention(text, mixed[:, :words], scale_gate(text_attention.gate, *attention))
+        image = self.image.add_attention(image, mixed[:, words:], scale_gate(image_attention.gate, *attention))
+        text = layout.keep_whole(self.text.add_mlp(text, text_mlp, scale_gate(text_mlp.gate, *mlp)))
+        image = layout.keep_whole(self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, *mlp)))
+        return (text, image), layout.captured(keys=own_key, values=own_value, text=text, image=image)
+
+
+class SingleBlock(nnx.Module):
+    """Text and image tokens in one stream; attention and MLP side by side."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        hidden = config.width * config.mlp_ratio
+        self.modulation = Linear(config.width, 3 * config.width, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_in = Linear(config.width, hidden, rngs=rngs)
+        # The published layer is one product over [attention, MLP]; its bias lives in `attention.out`.
+        self.mlp_out = Linear(hidden, config.width, use_bias=False, rngs=rngs)
+        self.epsilon = config.epsilon
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        vector: Float[Array, "b d"],
+        angles: Float[Array, "l half_k"],
+        layer: LayerInterventions,
+        call: Call,
+    ) -> tuple[Float[Array, "b l d"], dict[str, jax.Array]]:
+        """The joint stream (text first) behind the layer, and what was asked to be captured."""
+        words, layout = call.words, call.layout
+        if layer.text is not None:
+            x = jnp.concatenate([scale_tokens(x[:, :words], layer.text), x[:, words:]], axis=1)
+        modulation = Modulation(*jnp.split(layout.keep_whole(self.modulation(vector)), 3, axis=-1))
+        normed = modulate(x, modulation.shift, modulation.scale, self.epsilon)
+        query, own_key, own_value = self.attention.project(normed, angles)
+        key, value = self._intervened(own_key, own_value, layer, call)
+        mixed = scale_heads(layout.attend(query, key, value), layer.heads, layer.attention)
+        hidden = scale_tokens(jax.nn.gelu(self.mlp_in(normed), approximate=True), layer.mlp)
+        # Added before the bias, so that devices that share the products add up once.
+        update = self._biased(self.attention.out.product(mixed) + self.mlp_out(hidden), layer)
+        x = layout.keep_whole(x + scale_gate(modulation.gate, layer.gate)[:, None] * update)
+        return x, layout.captured(
+            keys=own_key[:, words:], values=own_value[:, words:], text=x[:, :words], image=x[:, words:]
+        )
+
+    def _intervened(
+        self, key: Float[Array, "b l h k"], value: Float[Array, "b l h k"], layer: LayerInterventions, call: Call
+    ) -> tuple[Float[Array, "b l h k"], Float[Array, "b l h k"]]:
+        """Keys and values whose image part may be moved, or the source's."""
+        injects = layer.inject is not None and call.layout.members > 1
+        if not injects and layer.key_shift is None:
+            return key, value
+        words = call.words
+        image_key, image_value = inject_keys_values(
+            call.shift_keys(key[:, words:], layer.key_shift), value[:, words:], layer, call.region,
+            call.layout.members,
+        )  # fmt: skip
+        return (
+            jnp.concatenate([key[:, :words], image_key], axis=1),
+            jnp.concatenate([value[:, :words], image_value], axis=1),
+        )
+
+    def _biased(self, update: Float[Array, "b l d"], layer: LayerInterventions) -> Float[Array, "b l d"]:
+        """With the bias that attention and MLP share: it stays as long as one of them does."""
+        if layer.attention is None and layer.mlp is None:
+            return self.attention.out.add_bias(update)
+        scales = [jnp.ones(()) if scale is None else scale for scale in (layer.attention, layer.mlp)]
+        share = jnp.maximum(*jnp.broadcast_arrays(*scales)).astype(update.dtype)
+        return update + share[:, None, None] * self.attention.out.bias[...].reshape(1, 1, -1)
+
+
+class Flux(nnx.Module):
+    """Predicts the velocity u = noise − picture of packed latents (method: flow matching)."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.config = config
+        self.image_in = Linear(config.in_channels, width, rngs=rngs)
+        self.text_in = Linear(config.text_width, width, rngs=rngs)
+        self.timestep_in = Embedder(SINUSOID_WIDTH, width, rngs=rngs)
+        if config.guidance:
+            self.guidance_in = Embedder(SINUSOID_WIDTH, width, rngs=rngs)
+        self.pooled_in = Embedder(config.pooled_width, width, rngs=rngs)
+        self.double_blocks = stacked(config.double_blocks, lambda r: DoubleBlock(config, rngs=r), rngs)
+        self.single_blocks = stacked(config.single_blocks, lambda r: SingleBlock(config, rngs=r), rngs)
+        self.modulation_out = Linear(width, 2 * width, rngs=rngs)
+        self.image_out = Linear(width, config.in_channels, rngs=rngs)
+
+    def embed(
+        self, sigma: Float[AnyArray, " b"], guidance: Float[AnyArray, " b"], pooled: Float[Array, "b p"]
+    ) -> Float[Array, "b d"]:
+        """The vector [b, d] that modulates every layer, after SiLU."""
+        dtype = parameter_dtype(self)
+        vector = self.timestep_in(sinusoids(sigma * SINUSOID_SCALE, SINUSOID_WIDTH).astype(dtype))
+        if self.config.guidance:
+            vector += self.guidance_in(sinusoids(guidance * SINUSOID_SCALE, SINUSOID_WIDTH).astype(dtype))
+        return jax.nn.silu(vector + self.pooled_in(pooled.astype(dtype)))
+
+    def __call__(
+        self,
+        latents: Float[Array, "b s c"],
+        conditioning: FluxConditioning,
+        *,
+        sigma: Float[AnyArray, " b"],
+        guidance: Float[AnyArray, " b"],
+        canvas: Canvas,
+        interventions: Interventions = NOTHING,
+        layout: Layout = Layout(),
+        remat: bool = False,
+        unroll: bool = False,
+    ) -> Output:
+        """Velocity, float32, same shape as the latents, and what `layout.capture` names of every layer.
+
+        sigma: time in 0..1. guidance: the distilled guidance scale; ignored by models without it. canvas: its rows
+        and columns are the tokens' positions. remat: recompute blocks in the backward pass (training). unroll:
+        compile every layer by itself; training on a CPU is a fifth faster so.
+        """
+        config, dtype, text = self.config, parameter_dtype(self), conditioning.text
+        call = Call(layout, text.shape[1], interventions.region, config.rotary_axes, config.rotary_theta)
+        with jax.named_scope("embed"):
+            vector = self.embed(sigma, guidance, conditioning.pooled)
+            # Text tokens sit at (0, 0, 0): they are not rotated.
+            ids = np.concatenate([np.zeros((call.words, 3), np.float32), position_ids(canvas)])
+            angles = rotary_angles(ids, config.rotary_axes, config.rotary_theta)
+            streams = self.text_in(text.astype(dtype)), self.image_in(latents.astype(dtype))
+        layers, split = interventions.layers.per_layer(), config.double_blocks
+
+        def double(carry, block, layer):
+            return block(carry, vector, angles, layer, call)
+
+        def single(carry, block, layer):
+            return block(carry, vector, angles, layer, call)
+
+        if remat:
+            double, single = jax.checkpoint(double), jax.checkpoint(single)
+        with jax.named_scope("double_blocks"):
+            streams, first = scan_layers(
+                double, streams, self.double_blocks, layers.layers(0, split), unroll=unroll
+            )
+        with jax.named_scope("single_blocks"):
+            joint, second = scan_layers(
+                single, jnp.concatenate(streams, axis=1), self.single_blocks, layers.layers(split, None),
+                unroll=unroll,
+            )  # fmt: skip
+        with jax.named_scope("out"):
+            shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
+            image = modulate(joint[:, call.words :], shift, scale, config.epsilon)
+            velocity = self.image_out(image).astype(jnp.float32)
+        return Output(velocity, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second))
+
+
+def position_ids(canvas: Canvas) -> Float[np.ndarray, "s 3"]:
+    """(0, row, column) of every image token."""
+    grid = np.indices((canvas.rows, canvas.columns), dtype=np.float32).reshape(2, -1).T
+    return np.concatenate([np.zeros((len(grid), 1), np.float32), grid], axis=1)

@@ -1,0 +1,110 @@
+"""What may be done to a layer: the one seam, for all families. What is absent (None) costs nothing.
+
+Axes: b batch, s image tokens, w text tokens, l joint tokens, h heads, k head dimension, n layers.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sflow_jax.arrays import AnyArray
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["gate", "inject", "attention", "mlp", "text", "heads", "key_shift"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class LayerInterventions:
+    """Arrays for one layer [b, …], or for all [b, n, …] or [n, b, …]; float32.
+
+    gate: scale of the layer's whole update; 0 bypasses it. inject: [2], how far keys and values move to those of
+    the group's source, 0…1. attention, mlp: scale of that part of the update alone. text: scale of the text stream
+    that enters the layer. heads: [h], scale of each head's output. key_shift: [2], rows and columns of tokens by
+    which the rotary positions of the image's keys are moved.
+    """
+
+    gate: AnyArray | None = None
+    inject: AnyArray | None = None
+    attention: AnyArray | None = None
+    mlp: AnyArray | None = None
+    text: AnyArray | None = None
+    heads: AnyArray | None = None
+    key_shift: AnyArray | None = None
+
+    def per_layer(self) -> "LayerInterventions":
+        """[b, n, …] → [n, b, …], as a scan over layers takes it."""
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), self)
+
+    def layers(self, first: int, last: int | None) -> "LayerInterventions":
+        """Some of the layers of [n, b, …], up to but not including `last`."""
+        return jax.tree.map(lambda leaf: leaf[first:last], self)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "region"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Interventions:
+    """What is done in one step. layers: [b, n, …]. region: [b, s], share of the injection that a token takes."""
+
+    layers: LayerInterventions = LayerInterventions()
+    region: AnyArray | None = None
+
+
+NOTHING = Interventions()
+
+
+def inject_source(
+    x: Float[Array, "b s h k"],
+    strength: Float[AnyArray, " b"] | None,
+    region: Float[AnyArray, "b s"] | None,
+    members: int,
+) -> Float[Array, "b s h k"]:
+    """Move each element's image keys (or values) towards those of its group's member 0: exactly there at 1."""
+    if strength is None or members == 1:
+        return x
+    share = strength[:, None] if region is None else strength[:, None] * region
+    share = share.astype(x.dtype)[:, :, None, None]
+    grouped = x.reshape(-1, members, *x.shape[1:])
+    source = jnp.broadcast_to(grouped[:, :1], grouped.shape).reshape(x.shape)
+    return (1 - share) * x + share * source
+
+
+def inject_keys_values(
+    key: Float[Array, "b s h k"],
+    value: Float[Array, "b s h k"],
+    layer: LayerInterventions,
+    region: Float[AnyArray, "b s"] | None,
+    members: int,
+) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
+    """K/V injection (Stable Flow), of image tokens."""
+    if layer.inject is None:
+        return key, value
+    return (
+        inject_source(key, layer.inject[:, 0], region, members),
+        inject_source(value, layer.inject[:, 1], region, members),
+    )
+
+
+def scale_gate(gate: Float[Array, "b d"], *scales: Float[AnyArray, " b"] | None) -> Float[Array, "b d"]:
+    """A gate times what is given: a vector a picture, so that nothing of the stream's size is touched."""
+    for scale in scales:
+        gate = gate if scale is None else gate * scale.astype(gate.dtype)[:, None]
+    return gate
+
+
+def scale_tokens(x: Float[Array, "b l d"], scale: Float[AnyArray, " b"] | None) -> Float[Array, "b l d"]:
+    """A stream times a number a picture."""
+    return x if scale is None else x * scale.astype(x.dtype)[:, None, None]
+
+
+def scale_heads(
+    mixed: Float[Array, "b l h k"], heads: Float[AnyArray, "b h"] | None, whole: Float[AnyArray, " b"] | None = None
+) -> Float[Array, "b l h k"]:
+    """Attention's output times a number a head, and one a picture."""
+    if heads is not None:
+        mixed = mixed * heads.astype(mixed.dtype)[:, None, :, None]
+    return mixed if whole is None else mixed * whole.astype(mixed.dtype)[:, None, None, None]

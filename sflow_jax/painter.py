@@ -1,0 +1,242 @@
+"""A loaded model on a canvas: encode, denoise, invert, decode. What pictures mean to a user is the pipeline's."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.catalogue import find_checkpoint
+from sflow_jax.errors import SettingError
+from sflow_jax.families.family import Defaults, Family
+from sflow_jax.families.text import TextEncoder
+from sflow_jax.machine.meshes import DATA, FSDP, as_mesh, batch_sharding, on_this_host
+from sflow_jax.models.conditioning import Conditioning
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_network
+from sflow_jax.pictures.latents import draw_noise
+from sflow_jax.progress import Progress, ignore
+from sflow_jax.results import Inversion
+from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.guidance import interleave
+from sflow_jax.sampling.solve import Solve
+from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Solver
+from sflow_jax.sampling.steps import denoising_steps, inversion_steps
+from sflow_jax.settings import Placement
+from sflow_jax.storage.checkpoint import ModelInfo, load_info, load_network
+from sflow_jax.storage.placement import in_host_memory, on_device
+from sflow_jax.storage.tokenizers import load_tokenizer
+
+# Pictures that go through the autoencoder at once: about one megapixel.
+DECODED_PIXELS = 1024 * 1024
+
+
+@functools.partial(jax.jit, static_argnames="family")
+def encode_pictures(
+    autoencoder: nnx.Module, pictures: Float[AnyArray, "b y x 3"], *, family: Family
+) -> Float[Array, "b s c"]:
+    """Pictures in −1..1 → packed latents."""
+    return family.encode(autoencoder, pictures)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "canvas"))
+def decode_latents(
+    autoencoder: nnx.Module, latents: Float[AnyArray, "b s c"], *, family: Family, canvas: Canvas
+) -> Float[Array, "b y x 3"]:
+    """Packed latents → pictures in 0..1."""
+    return jnp.clip(family.decode(autoencoder, latents, canvas) / 2 + 0.5, 0.0, 1.0)
+
+
+class Painter:
+    """A model of any family, and where it runs. Make one with `Painter.load`.
+
+    info: what the checkpoint says. transformer, autoencoder: networks. prompts: the text encoder. placement: in which
+    numbers and where. checkpoint: the name that it was loaded by.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        transformer: nnx.Module,
+        autoencoder: nnx.Module,
+        prompts: TextEncoder,
+        placement: Placement = Placement(),
+        checkpoint: str = "",
+    ):
+        self.info, self.transformer, self.autoencoder, self.prompts = info, transformer, autoencoder, prompts
+        self.placement, self.checkpoint = placement, checkpoint
+        self.schedule = info.family.schedule(info.scheduler)
+
+    @classmethod
+    def load(cls, checkpoint: epath.PathLike, placement: Placement = Placement()) -> "Painter":
+        """Restore a converted checkpoint by its folder or name. Raises CheckpointError."""
+        placement = dataclasses.replace(placement, mesh=as_mesh(placement.mesh))
+        folder = find_checkpoint(checkpoint)
+        info = load_info(folder)
+        fetch = {}
+        for name, spec in info.family.networks.items():
+            restore = functools.partial(load_network, folder, info, name, placement)
+            # What waits elsewhere comes first, since moving it off the device again needs room there.
+            fetch[name] = _fetched(restore, placement.text_encoder) if spec.may_wait else restore
+        transformer = fetch["transformer"]()
+        tokenizers = {key: load_tokenizer(folder / place) for key, place in info.family.tokenizers.items()}
+        prompts = info.family.text_encoder(fetch, tokenizers)
+        return cls(info, transformer, fetch["autoencoder"](), prompts, placement, str(checkpoint))
+
+    @property
+    def family(self) -> Family:
+        """What the model is one of."""
+        return self.info.family
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Where the model is placed; None is one device."""
+        return self.placement.mesh
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of all kinds."""
+        return self.info.layers
+
+    @property
+    def defaults(self) -> Defaults:
+        """Steps and guidance where the caller gives none."""
+        return self.info.defaults
+
+    def noise(self, canvas: Canvas, seed: int) -> Float[np.ndarray, "s c"]:
+        """Standard normal packed noise of a seed."""
+        return draw_noise(seed, canvas.tokens, self.info.channels)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """One row a prompt."""
+        return self.prompts.encode(prompts)
+
+    def encode_image(self, image: Picture, canvas: Canvas) -> Float[Array, "1 s c"]:
+        """Packed, scaled latent mean of a picture (path, PIL image or uint8 array), float32."""
+        pixels = fit_picture(open_picture(image), canvas.height, canvas.width)
+        return encode_pictures(self.autoencoder, to_network(pixels[None]), family=self.family)
+
+    def decode(self, latents: Float[AnyArray, "b s c"], canvas: Canvas) -> Float[np.ndarray, "b y x 3"]:
+        """Pictures in 0..1, float32; about one megapixel at a time on every device."""
+        batch, devices = len(latents), 1 if self.mesh is None else self.mesh.shape[DATA] * self.mesh.shape[FSDP]
+        chunk = min(batch, devices * max(1, DECODED_PIXELS // (canvas.height * canvas.width)))
+        placed = batch_sharding(self.mesh, chunk)
+        images = []
+        for start in range(0, batch, chunk):
+            # The last chunk is filled up with its last row, so that it compiles nothing.
+            rows = np.minimum(np.arange(start, start + chunk), batch - 1)
+            decoded = decode_latents(
+                self.autoencoder, jax.device_put(latents[rows], placed), family=self.family, canvas=canvas
+            )
+            images.append(np.asarray(on_this_host(decoded))[: batch - start])
+        return np.concatenate(images)
+
+    def denoise(
+        self,
+        noise: Float[AnyArray, "b s c"],
+        conditioning: Conditioning,
+        control: LayerControl,
+        canvas: Canvas,
+        *,
+        guidance: Float[np.ndarray, " b"],
+        negative: Conditioning | None = None,
+        groups: int = 1,
+        solver: Solver = EULER,
+        inversion: Inversion | None = None,
+        replay: str = "aligned",
+        between: tuple[int, int] | None = None,
+        progress: Progress = ignore,
+        what: str = "painting",
+    ) -> Float[Array, "b s c"]:
+        """Latents of any batch under any control: what generations, edits and sweeps are made of.
+
+        The batch is `groups` × members, member 0 of each group the source; the control says how many steps.
+        negative: conditioning of the second branch, for families whose guidance has one; not computed where all
+        guidance is 1. inversion: what the only group's source replays. between: only these steps, first to before
+        last, with `noise` the latents before the first.
+        """
+        first, last = between or (0, control.steps)
+        solve = self._solve(canvas, conditioning, guidance, negative, groups)
+        sigmas = self.schedule.sigmas(control.steps, canvas.tokens)
+        intervals = denoising_steps(sigmas, control, solve.blank, solver=solver, path=inversion, replay=replay)
+        latents = noise
+        progress(0, last - first, what)
+        for done, reached in enumerate(solve(noise, itertools.islice(intervals, first, last)), 1):
+            latents = reached.latents
+            progress(done, last - first, what)
+        return on_this_host(latents)
+
+    def invert(
+        self,
+        latents: Float[AnyArray, "1 s c"],
+        conditioning: Conditioning,
+        canvas: Canvas,
+        *,
+        steps: int,
+        guidance: Float[np.ndarray, " 1"],
+        negative: Conditioning | None = None,
+        solver: Solver = REFERENCE_INVERSION,
+        settings: dict | None = None,
+        progress: Progress = ignore,
+    ) -> Inversion:
+        """A picture's path to noise, with all that exact replay needs. settings: to be kept with it."""
+        sigmas = self.schedule.sigmas(steps, canvas.tokens)
+        control = LayerControl.none(steps, 1, self.layers)
+        solve = self._solve(canvas, conditioning, guidance, negative, groups=1)
+        intervals = list(inversion_steps(sigmas, control, solve.blank, solver=solver))
+        evaluated = np.array([interval[-1].sigma for interval in intervals], np.float32)
+        looks_ahead = any(interval[-1].look_ahead for interval in intervals)
+        states, points = [np.asarray(latents)], []
+        progress(0, steps, "inverting")
+        for done, reached in enumerate(solve(latents, intervals), 1):
+            states.append(jnp.copy(reached.latents))
+            if looks_ahead:
+                points.append(jnp.copy(reached.point))
+            progress(done, steps, "inverting")
+        trajectory, at = (_together(parts) if parts else None for parts in (states, points))
+        return Inversion(trajectory, sigmas[::-1].copy(), settings or {}, at, evaluated)
+
+    def _solve(
+        self,
+        canvas: Canvas,
+        conditioning: Conditioning,
+        guidance: Float[np.ndarray, " b"],
+        negative: Conditioning | None,
+        groups: int,
+    ) -> Solve:
+        if negative is not None and self.family.guidance != "branches":
+            raise SettingError(f"{self.info.title} takes no `negative` prompts")
+        if negative is not None and np.any(guidance != 1):
+            conditioning = interleave(conditioning, negative, groups)
+        return Solve(
+            self.transformer,
+            canvas,
+            conditioning,
+            guidance,
+            channels=self.info.channels,
+            groups=groups,
+            mesh=self.mesh,
+            kernel=self.placement.attention,
+        )
+
+
+def _together(states: list[Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(on_this_host(state)) for state in states])
+
+
+def _fetched(restore: Callable[[], nnx.Module], place: str) -> Callable[[], nnx.Module]:
+    """What gives a network where it computes: it stays there, waits on the host, or is read again each time."""
+    if place == "disk":
+        return restore
+    network = restore()
+    if place == "device":
+        return lambda: network
+    return functools.partial(on_device, in_host_memory(network))

@@ -1,0 +1,31 @@
+"""The size of a picture, made once and then passed."""
+
+import dataclasses
+
+from sflow_jax.errors import SettingError
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """A picture's height and width in pixels, and its rows and columns of tokens."""
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, height: int, width: int, token_side: int) -> "Canvas":
+        """SettingError unless both sides are positive multiples of a token's side in pixels (16 for FLUX.1)."""
+        if min(height, width) < token_side or height % token_side or width % token_side:
+            near = [max(token_side, round(length / token_side) * token_side) for length in (height, width)]
+            raise SettingError(
+                f"size {height}x{width} does not fit: `height` and `width` must be multiples of {token_side}, "
+                f"for example {near[0]}x{near[1]}"
+            )
+        return cls(height, width, height // token_side, width // token_side)
+
+    @property
+    def tokens(self) -> int:
+        """Number of image tokens s."""
+        return self.rows * self.columns

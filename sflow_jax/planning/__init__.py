@@ -1,0 +1,1 @@
+"""Plans: lowered programs, memory and time of machines that have a name."""

@@ -1,0 +1,177 @@
+"""Meshes and times for machines that have a name, from published figures and from what the compiler said."""
+
+import dataclasses
+import importlib.resources
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from sflow_jax.errors import SettingError
+from sflow_jax.machine.chips import Chip
+from sflow_jax.machine.meshes import AXES
+from sflow_jax.planning.lowering import GIB, weight_bytes
+from sflow_jax.settings import Placement
+from sflow_jax.storage.checkpoint import ModelInfo
+
+# Bytes of a chip for all but weights: temporaries, inputs, the compiled programs, pictures being decoded.
+RESERVE = 4 * GIB
+# A source and three edits; the paper's number of prompts.
+EDIT_MEMBERS, SWEEP_PROMPTS = 4, 64
+COMPILED = "compiled.json"
+
+
+def roofline(
+    info: ModelInfo, chip: Chip, chips: int, tokens: int, words: int, batch: int, *, weights: int, sent: float
+) -> dict[str, Any]:
+    """The least seconds of one step by published peaks: of products, memory and network, and which bounds it.
+
+    All three overlap, and the batch is spread evenly over the chips. weights: bytes that every chip reads; sent:
+    bytes that it sends.
+    """
+    seconds = {
+        "product": info.family.step_flops(info.configs, tokens, words, batch) / (chips * chip.flops),
+        "memory": weights / chip.bandwidth,
+        "network": sent / chip.network,
+    }
+    bound = max(seconds, key=seconds.get)
+    times = {f"{part}_seconds": value for part, value in seconds.items()}
+    return {**times, "step_seconds": seconds[bound], "bound": bound}
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of no devices, for plans."""
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
+
+
+def propose_mesh(
+    info: ModelInfo, chip: Chip, devices: int, work: str, placement: Placement = Placement()
+) -> tuple[dict[str, int], str]:
+    """Axis sizes for so many chips, and why.
+
+    work: "edit", where a picture should be there soon: split it over as many chips as its heads allow. "sweep",
+    where many pictures should: split a model only as far as it must be to fit, and pictures over the rest.
+    Raises SettingError where the weights do not fit.
+    """
+    heads = [info.configs[name].heads for name, spec in info.family.networks.items() if spec.large]
+    needed = {}
+    for size in range(1, devices + 1):
+        if devices % size == 0 and all(count % size == 0 for count in heads):
+            mesh = abstract_mesh({"data": devices // size, "tensor": size})
+            planned = dataclasses.replace(placement, dtype=jnp.bfloat16, mesh=mesh)
+            needed[size] = sum(weight_bytes(info, planned).values()) + RESERVE
+    fitting = [size for size, needs in needed.items() if needs <= chip.memory]
+    if not fitting:
+        raise SettingError(
+            f"{devices} {chip.name} cannot hold this model: {min(needed.values()) / GIB:.1f} GiB a chip are needed "
+            f"and {chip.memory / GIB:.1f} there; take more chips, `quantisation` or `offload`"
+        )
+    tensor = max(fitting) if work == "edit" else min(fitting)
+    why = "every chip works on one picture" if work == "edit" else "the least split that fits"
+    reason = f"tensor={tensor}: {why}, {needed[tensor] / GIB:.1f} of {chip.memory / GIB:.1f} GiB a chip"
+    if devices > tensor:
+        reason += f"; data={devices // tensor}: so many groups of pictures at once"
+    return {"data": devices // tensor, "tensor": tensor}, reason
+
+
+def bytes_sent(info: ModelInfo, tokens: int, words: int, batch: int, tensor: int) -> float:
+    """Bytes that one chip sends in a step of `batch` elements split over `tensor` chips, in bfloat16, by rings."""
+    numbers = info.family.summed_numbers(info.configs) * batch * (tokens + words)
+    return numbers * 2 * 2 * (tensor - 1) / tensor
+
+
+def compiled_row(machine: str, model: str | None, work: str, side: int) -> dict[str, Any] | None:
+    """What the TPU compiler said of the proposed mesh, from the table that ships; None where it was not asked."""
+    file = importlib.resources.files("sflow_jax.planning") / COMPILED
+    for row in json.loads(file.read_text()) if file.is_file() else []:
+        if (row["slice"], row["model"], row["work"], row["side"]) == (machine, model, work, side):
+            return row
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to plan. kind: "edit" or "sweep". members: of a batch. pictures: batches of that. steps: of each."""
+
+    kind: str
+    members: int
+    pictures: int
+    steps: int
+    what: str
+
+
+def usual_work(info: ModelInfo) -> tuple[Work, ...]:
+    """A picture, the paper's edit and its sweep, at the model's defaults."""
+    defaults, sweep = info.defaults, (info.layers + 1) * SWEEP_PROMPTS
+    return (
+        Work("edit", 1, 1, defaults.steps, f"picture, {defaults.steps} steps"),
+        Work(
+            "edit", EDIT_MEMBERS, 1, defaults.edit_steps,
+            f"edit, a source and {EDIT_MEMBERS - 1} edits, {defaults.edit_steps} steps",
+        ),
+        Work("sweep", 1, sweep, defaults.sweep_steps, f"sweep, {info.layers} layers × {SWEEP_PROMPTS} prompts"),
+    )  # fmt: skip
+
+
+def describe_plan(
+    info: ModelInfo, words: int, machine: str, chip: Chip, count: int, placement: Placement = Placement()
+) -> list[str]:
+    """Lines: mesh, memory and seconds for an edit, a picture and a sweep, each with where it comes from.
+
+    machine: its name, such as v6e-8. SettingError where the model does not fit.
+    """
+    side = info.picture_size
+    if placement.quantisation == "fp8":
+        chip = dataclasses.replace(chip, flops=chip.flops * chip.fp8_speedup)
+    lines = [f"{info.title} on {count} × {chip.name}, {side}×{side}, {placement.quantisation or 'bfloat16'}"]
+    for work in usual_work(info):
+        lines += _described_work(info, words, machine, chip, count, placement, work)
+    if placement.offload:
+        lines.append(
+            "offload: the transformer's blocks cross from the host in every step, which is not counted here"
+        )
+    return lines
+
+
+def _described_work(
+    info: ModelInfo, words: int, machine: str, chip: Chip, count: int, placement: Placement, work: Work
+) -> list[str]:
+    """Lines of one kind of work."""
+    tokens = info.canvas().tokens
+    mesh, why = propose_mesh(info, chip, count, work.kind, placement)
+    # One picture keeps one data shard busy; a sweep all of them.
+    shards = mesh["data"] if work.kind == "sweep" else 1
+    weights = weight_bytes(info, dataclasses.replace(placement, dtype=jnp.bfloat16, mesh=abstract_mesh(mesh)))
+    sent = bytes_sent(info, tokens, words, work.members, mesh["tensor"])
+    least = roofline(
+        info, chip, mesh["tensor"], tokens, words, work.members, weights=weights["transformer"], sent=sent
+    )
+    seconds = least["step_seconds"] * work.steps * work.pictures / shards
+    plain = placement.quantisation is None and not placement.offload
+    row = compiled_row(machine.lower(), _published_name(info), work.kind, info.picture_size) if plain else None
+    memory = f"{RESERVE / GIB:.0f} GiB set aside (estimated)"
+    if row:
+        step = (row["memory"] - sum(weights.values())) / GIB
+        memory = f"{step:.2f} GiB for a step (by the TPU compiler, batch {row['batch']})"
+    return [
+        work.what,
+        f"  mesh    {','.join(f'{axis}={size}' for axis, size in mesh.items())} ({why})",
+        f"  memory  {sum(weights.values()) / GIB:.2f} GiB of weights a chip (exact), {memory}",
+        f"  time    at least {duration(seconds)} (estimated from published peaks, bound by {least['bound']}; "
+        "text and decoding on top)",
+    ]
+
+
+def _published_name(info: ModelInfo) -> str | None:
+    """The name under which the compiler's table has a model of these sizes."""
+    models = info.family.published.items()
+    return next((name for name, model in models if model.configs == info.configs), None)
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, else minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

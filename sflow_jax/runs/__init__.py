@@ -1,0 +1,1 @@
+"""Runs: folders that resume and are shared."""

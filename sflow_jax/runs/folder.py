@@ -1,0 +1,115 @@
+"""A run's folder, local or remote: a manifest and immutable part files, whatever happens to the process.
+
+manifest.json                   what is being done; a folder made with other settings is refused
+parts/NAME-DIGEST.npz           one finished batch each; the digest in the name is the content's
+
+A part appears under its name only when it is complete. Resuming is listing what exists. Parts that do not match
+their digest are removed and done again. Several workers may write the same folder: what two of them make twice is
+kept once.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sflow_jax.errors import SettingError
+from sflow_jax.storage.files import write_whole
+from sflow_jax.storage.paths import absolute, list_folder
+
+MANIFEST = "manifest.json"
+PARTS = "parts"
+DIGEST_LENGTH = 16
+# Characters of a setting in an error, and of the beginning of a long list.
+LONGEST, BEGINNING = 60, 40
+
+
+class RunFolder:
+    """The files of one sweep."""
+
+    def __init__(self, path: epath.PathLike, manifest: dict[str, Any]):
+        """Create the folder, or go on with one that was made with the same manifest.
+
+        ValueError naming what differs for another manifest, or where the path is a file or some other folder.
+        """
+        self.path, self.manifest = absolute(path), manifest
+        if self.path.exists() and not self.path.is_dir():
+            raise SettingError(f"{self.path} is a file; choose another folder for `out`")
+        if (self.path / MANIFEST).exists():
+            self._check(read_manifest(self.path))
+        elif any(not file.name.startswith(".") for file in list_folder(self.path)):
+            raise SettingError(f"{self.path} has files but no {MANIFEST}; choose a new folder for `out`")
+        if not (self.path / MANIFEST).exists():
+            # The first thing in the folder, so that a worker that starts beside this one finds it its own.
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        (self.path / PARTS).mkdir(exist_ok=True)
+
+    def _check(self, found: dict[str, Any]) -> None:
+        # Through JSON, so that tuples compare as the lists that they became.
+        wanted = json.loads(json.dumps(self.manifest))
+        differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        if differing:
+            changes = "; ".join(
+                f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} now" for key in differing
+            )
+            raise SettingError(
+                f"{self.path} was made with other settings ({changes}); choose another folder for `out`"
+            )
+
+    def finished(self) -> dict[str, epath.Path]:
+        """Name → file of every part that is there, not yet read."""
+        found = list_folder(self.path / PARTS)
+        return {
+            file.stem.rpartition("-")[0]: file for file in found if file.suffix == ".npz" and file.name[0] != "."
+        }
+
+    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Write one part; OSError says what went wrong."""
+        data = io.BytesIO()
+        np.savez(data, **arrays)
+        content = data.getvalue()
+        write_whole(self.path / PARTS / f"{name}-{_digest(content)}.npz", content)
+
+    def load(self, file: epath.Path) -> dict[str, np.ndarray] | None:
+        """A part's arrays; None, and the file is removed, where the content is not what was written."""
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:  # another worker found it damaged
+            return None
+        if _digest(content) == file.stem.rpartition("-")[2]:
+            try:
+                with np.load(io.BytesIO(content)) as arrays:
+                    return dict(arrays)
+            except (ValueError, zipfile.BadZipFile):
+                pass
+        file.unlink(missing_ok=True)
+        return None
+
+
+def read_manifest(path: epath.PathLike) -> dict[str, Any]:
+    """The settings of a run; ValueError where there is no run, or its manifest cannot be read."""
+    file = absolute(path) / MANIFEST
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is no sweep's folder (no {MANIFEST}); make one with: sflow vital --out"
+        ) from error
+    except ValueError as error:
+        raise SettingError(f"cannot read {file} ({error}); choose another folder for `out`") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:BEGINNING]}… ({len(value)} of them)" if isinstance(value, list) else text[:LONGEST]

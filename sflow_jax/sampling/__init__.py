@@ -1,0 +1,1 @@
+"""Sampling: interventions by step, schedules, solvers, guidance, and the compiled step."""

@@ -1,0 +1,192 @@
+"""What is done to which layer: when, and for whom.
+
+Everything is an array of fixed shape, so that changing it compiles nothing.
+Axes: t steps, b batch elements, n layers (numbered globally), h heads, s image tokens.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sflow_jax.errors import SettingError
+from sflow_jax.models.interventions import Interventions, LayerInterventions
+
+NAMED_LAYERS = ("vital", "all", "none")
+
+
+def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
+    """Sorted, unique layer numbers; SettingError naming those that a model of `layers` layers lacks."""
+    try:
+        wanted = sorted({operator.index(number) for number in numbers})
+    except TypeError as error:
+        raise SettingError(f"`layers` must be whole numbers, found {numbers!r}") from error
+    unknown = [number for number in wanted if not 0 <= number < layers]
+    if unknown:
+        listed = ", ".join(map(str, unknown))
+        raise SettingError(f"no layer {listed}: this model's layers are 0 to {layers - 1}")
+    return tuple(wanted)
+
+
+def parse_layers(text: str) -> str | tuple[int, ...]:
+    """`vital`, `all` and `none` as they are; `0,1,17-18` as numbers. SettingError for anything else."""
+    if text in NAMED_LAYERS:
+        return text
+    numbers: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            raise SettingError(
+                f"cannot read layers {text!r}: write vital, all, none, or numbers and ranges such as 0,1,17-18"
+            )
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerControl:
+    """Two masks over steps, batch elements and layers, and what else may be done to a layer.
+
+    inject: image-token keys and values come from the group's source. bypass: the layer leaves its input as it is.
+    Begin with `none`, then say what is wanted: `LayerControl.none(15, 4, 57).injecting([0, 1])`. The rest is None
+    until it is asked for, float32: keys, values: how far the injected ones move to the source's, 0…1. attention,
+    mlp: scale of that part's update. text: scale of the text stream entering the layer. heads: scale of each head's
+    output. key_shift: rows and columns by which image keys are moved. region: share of the injection that each
+    image token takes, 0…1, at every step.
+    """
+
+    inject: Bool[np.ndarray, "t b n"]
+    bypass: Bool[np.ndarray, "t b n"]
+    keys: Float[np.ndarray, "t b n"] | None = None
+    values: Float[np.ndarray, "t b n"] | None = None
+    attention: Float[np.ndarray, "t b n"] | None = None
+    mlp: Float[np.ndarray, "t b n"] | None = None
+    text: Float[np.ndarray, "t b n"] | None = None
+    heads: Float[np.ndarray, "t b n h"] | None = None
+    key_shift: Float[np.ndarray, "t b n 2"] | None = None
+    region: Float[np.ndarray, "b s"] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps t."""
+        return len(self.inject)
+
+    @classmethod
+    def none(cls, steps: int, batch: int, layers: int) -> "LayerControl":
+        """No injection, no bypass: plain generation."""
+        return cls(*(np.zeros((steps, batch, layers), bool) for _ in range(2)))
+
+    def injecting(
+        self,
+        layers: Iterable[int],
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
+        keys: float = 1.0,
+        values: float = 1.0,
+    ) -> "LayerControl":
+        """Also inject at these layers, in these steps (default all) and batch elements (default all).
+
+        keys, values: how far they move to the source's, 0…1. An element that is its group's source takes its own
+        keys and values, which changes nothing.
+        """
+        where = self._where(layers, steps, elements)
+        changed = dataclasses.replace(self, inject=self.inject | where)
+        if (keys, values) == (1.0, 1.0) and self.keys is None:
+            return changed
+        return dataclasses.replace(
+            changed, keys=self._set(self.keys, where, keys), values=self._set(self.values, where, values)
+        )
+
+    def bypassing(
+        self,
+        layers: Iterable[int],
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
+    ) -> "LayerControl":
+        """Also bypass these layers, in these steps (default all) and batch elements (default all)."""
+        return dataclasses.replace(self, bypass=self.bypass | self._where(layers, steps, elements))
+
+    def scaling(
+        self,
+        layers: Iterable[int],
+        *,
+        attention: float | None = None,
+        mlp: float | None = None,
+        text: float | None = None,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
+    ) -> "LayerControl":
+        """Scale the update of attention or of the MLP, or the text stream that enters these layers."""
+        where = self._where(layers, steps, elements)
+        wanted = {"attention": attention, "mlp": mlp, "text": text}
+        return dataclasses.replace(
+            self,
+            **{n: self._set(getattr(self, n), where, v) for n, v in wanted.items() if v is not None},
+        )
+
+    def scaling_heads(
+        self,
+        layers: Iterable[int],
+        scales: Sequence[float],
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
+    ) -> "LayerControl":
+        """Scale every head's output in these layers: one number a head of the model."""
+        where = self._where(layers, steps, elements)[..., None]
+        wide = np.asarray(scales, np.float32)
+        before = np.ones((*self.inject.shape, len(wide)), np.float32) if self.heads is None else self.heads
+        return dataclasses.replace(self, heads=np.where(where, wide.reshape(1, 1, 1, -1), before))
+
+    def shifting_keys(
+        self,
+        layers: Iterable[int],
+        rows: float,
+        columns: float,
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
+    ) -> "LayerControl":
+        """Move the rotary positions of image keys in these layers, in tokens (FreeFlux)."""
+        where = self._where(layers, steps, elements)[..., None]
+        before = np.zeros((*self.inject.shape, 2), np.float32) if self.key_shift is None else self.key_shift
+        moved = np.array([rows, columns], np.float32).reshape(1, 1, 1, 2)
+        return dataclasses.replace(self, key_shift=np.where(where, moved, before))
+
+    def within(self, region: Float[np.ndarray, "b s"], inside: float = 0.0) -> "LayerControl":
+        """Inject whole outside a region (1 = to be changed) and only `inside` of it there."""
+        return dataclasses.replace(self, region=np.float32(1 - np.asarray(region) * (1 - inside)))
+
+    def interventions(self, step: int) -> Interventions:
+        """One step's arrays, as a transformer takes them."""
+        strengths = [1.0 if scale is None else scale[step] for scale in (self.keys, self.values)]
+        inject = np.stack([self.inject[step] * np.float32(strength) for strength in strengths], axis=-1)
+        others = ("attention", "mlp", "text", "heads", "key_shift")
+        return Interventions(
+            LayerInterventions(
+                gate=(~self.bypass[step]).astype(np.float32),
+                inject=inject,
+                **{n: None if getattr(self, n) is None else getattr(self, n)[step] for n in others},
+            ),
+            self.region,
+        )
+
+    def _set(self, before: np.ndarray | None, where: np.ndarray, value: float) -> np.ndarray:
+        return np.where(where, np.float32(value), np.float32(1) if before is None else before)
+
+    def _where(self, layers, steps, elements) -> np.ndarray:
+        total_steps, batch, total_layers = self.inject.shape
+        numbers = list(check_layers(layers, total_layers))
+        chosen = np.zeros(self.inject.shape, bool)
+        when = np.arange(total_steps)[steps] if isinstance(steps, slice) else np.asarray(steps, int)
+        who = np.arange(batch) if elements is None else np.asarray(elements, int)
+        for name, values, size in (("step", when, total_steps), ("batch element", who, batch)):
+            if values.size and not 0 <= values.min() <= values.max() < size:
+                raise SettingError(f"no {name} {values.min()}..{values.max()}: there are 0 to {size - 1}")
+        chosen[np.ix_(when, who, numbers)] = True
+        return chosen

@@ -1,0 +1,126 @@
+"""The compiled step, and the loop that takes it.
+
+Everything that may change between calls of one shape is an argument, so each shape compiles once.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, Sharding
+from jaxtyping import Array, Float
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.machine.meshes import batch_sharding
+from sflow_jax.models.conditioning import Conditioning
+from sflow_jax.models.layout import Layout
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.sampling.guidance import BRANCHES, both_branches, guided_by_branches
+from sflow_jax.sampling.steps import Blank, State, Step, advance
+
+
+@functools.partial(
+    jax.jit, static_argnames=("canvas", "sharding", "kernel", "branches"), donate_argnames="state"
+)
+def take_step(
+    transformer: nnx.Module,
+    conditioning: Conditioning,
+    guidance: Float[AnyArray, " b"],
+    state: State,
+    step: Step,
+    *,
+    canvas: Canvas,
+    sharding: Sharding,
+    kernel: str,
+    branches: bool = False,
+) -> tuple[State, Float[Array, "b s c"], Float[Array, ""]]:
+    """One step of generation, inversion or editing; the number of groups is `step.offset`'s.
+
+    The state given is used up. Returns the new one, the point where the velocity was evaluated, and one number to
+    wait for when the state is used up in turn. branches: conditioning has two rows an element, see
+    `sampling.guidance`.
+    """
+    batch, groups = state.latents.shape[0], step.offset.shape[0]
+    layout = Layout(members=batch // groups, kernel=kernel, sharding=sharding)
+    scale = both_branches(guidance, groups) if branches else guidance
+
+    def evaluate(point: Array, interventions, sigma: Array) -> Array:
+        return transformer(
+            point,
+            conditioning,
+            sigma=jnp.broadcast_to(sigma, (len(point),)),
+            guidance=scale,
+            canvas=canvas,
+            interventions=interventions,
+            layout=layout,
+        ).velocity
+
+    def velocity(point: Array, sigma: Array) -> Array:
+        if not branches:
+            return evaluate(point, step.interventions, sigma)
+        at_sigma = functools.partial(evaluate, sigma=sigma)
+        return guided_by_branches(at_sigma, point, guidance, step.interventions, groups)
+
+    moved, point = advance(velocity, state, step)
+    moved, point = jax.lax.with_sharding_constraint((moved, point), sharding)
+    return moved, point, moved.latents[0, 0, 0]
+
+
+class Reached(NamedTuple):
+    """Where a solve is after an interval. point: where the last velocity was evaluated."""
+
+    latents: Float[Array, "b s c"]
+    point: Float[Array, "b s c"]
+
+
+class Solve:
+    """A transformer with all that stays the same along one path from noise to picture, or back."""
+
+    def __init__(
+        self,
+        transformer: nnx.Module,
+        canvas: Canvas,
+        conditioning: Conditioning,
+        guidance: Float[np.ndarray, " b"],
+        *,
+        channels: int,
+        groups: int,
+        mesh: Mesh | None,
+        kernel: str,
+    ):
+        """conditioning: one row an element, or two where guidance has branches."""
+        batch = len(guidance)
+        self.sharding, everywhere = batch_sharding(mesh, groups), batch_sharding(mesh, 1)
+        self.blank = jax.device_put(Blank.of(groups, batch, canvas.tokens, channels), everywhere)
+        self.step = functools.partial(
+            take_step,
+            transformer,
+            jax.device_put(conditioning, self.sharding),
+            guidance,
+            canvas=canvas,
+            sharding=self.sharding,
+            kernel=kernel,
+            branches=len(conditioning) == BRANCHES * batch,
+        )
+
+    def __call__(
+        self, latents: Float[AnyArray, "b s c"], intervals: Iterable[list[Step]]
+    ) -> Iterator[Reached]:
+        """Yield where every interval ends; the host prepares one step while the device computes another.
+
+        The next interval uses up what was yielded: copy what is to be kept.
+        """
+        start = State(latents, np.zeros(latents.shape, np.float32))
+        state, done = jax.device_put(start, self.sharding, may_alias=False), None
+        for steps in intervals:
+            for step in steps:
+                state, point, following = self.step(state, step)
+                # Waiting for the step before keeps progress honest without ever idling the device.
+                jax.block_until_ready(done)
+                done = following
+            yield Reached(state.latents, point)
+        jax.block_until_ready(done)

@@ -1,0 +1,186 @@
+"""Every setting with its default and its help, once: Python's defaults, the command line's options and the records
+in results are all made from these dataclasses.
+
+Imports nothing that takes time, so that `--help` and completion are quick.
+"""
+
+import dataclasses
+from typing import Any
+
+from sflow_jax.errors import SettingError
+
+AUTOMATIC = "auto"
+DTYPES = ("float32", "bfloat16")
+KERNELS = ("xla", "cudnn", "splash")
+QUANTISATIONS = ("int8", "fp8")
+TEXT_ENCODER_PLACES = ("device", "host", "disk")
+REPLAYS = ("aligned", "residual", "none")
+KEPT_PICTURES = ("thumbnails", "all", "none")
+# The paper's latent nudging.
+NUDGE = 1.15
+EMBEDDED = "toyworld"
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    kind: type = str,
+    choices: tuple[str, ...] | None = None,
+    flag: str | None = None,
+    unset: str | None = None,
+) -> Any:
+    """A field whose command-line option, default and help are these.
+
+    kind: type of the option's value; bool makes a switch. choices: the only values. flag: the option's name, by
+    default the field's. unset: what a default of None stands for, in words.
+    """
+    metadata = {"help": help, "kind": kind, "choices": choices, "flag": flag, "unset": unset}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingError(f"unknown `{name}` {value!r}; choose one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if value is not None and value < least:
+        raise SettingError(f"`{name}` must be at least {least}, found {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """In which numbers and where a model runs.
+
+    dtype: a name of `DTYPES` or any numpy dtype; None is float32 on CPUs, else bfloat16. mesh: a `jax.sharding.Mesh`
+    or its axes as text, such as "data=2,tensor=4". Raises SettingError for unknown names.
+    """
+
+    dtype: Any = setting(
+        None, "Weights and computation.", choices=DTYPES, unset="float32 on CPU, else bfloat16"
+    )
+    attention: str = setting(
+        AUTOMATIC,
+        "Attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, else xla.",
+        choices=(AUTOMATIC, *KERNELS),
+    )
+    mesh: Any = setting(None, "Devices as axes data, fsdp and tensor, such as data=2,tensor=4; or auto.")
+    quantisation: str | None = setting(
+        None,
+        "Blocks in 8 bits: int8 weights, or fp8 products where the hardware has them.",
+        choices=QUANTISATIONS,
+        flag="--quantize",
+    )
+    offload: bool = setting(False, "Blocks wait in host memory, for devices too small for all.", kind=bool)
+    text_encoder: str = setting("device", "Where the large text encoder (T5) waits between prompts.", choices=TEXT_ENCODER_PLACES)
+
+    def __post_init__(self) -> None:
+        _one_of("attention", self.attention, (AUTOMATIC, *KERNELS))
+        _one_of("text_encoder", self.text_encoder, TEXT_ENCODER_PLACES)
+        if self.quantisation is not None:
+            _one_of("quantisation", self.quantisation, QUANTISATIONS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaintingSettings:
+    """What every way of painting shares; None is the model's default."""
+
+    steps: int | None = setting(None, "Steps of the solver.", kind=int, unset="the model's default")
+    height: int | None = setting(None, "Height in pixels.", kind=int, unset="the model's default")
+    width: int | None = setting(None, "Width in pixels.", kind=int, unset="the model's default")
+
+    def __post_init__(self) -> None:
+        _at_least("steps", self.steps, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationSettings(PaintingSettings):
+    """Of `generate`. guidance: one number, or one a prompt. bypass: layers that every step leaves out."""
+
+    guidance: Any = setting(None, "Guidance scale.", kind=float, unset="the model's default")
+    seed: int = setting(0, "Seed of the noise, shared by all pictures.", kind=int)
+    bypass: Any = setting("none", "Layers to leave out, such as 18,25 or 19-56.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InversionSettings(PaintingSettings):
+    """Of `invert`. solver: a name of `sampling.solvers.SOLVERS`. nudge: the latents are multiplied by it first."""
+
+    guidance: float | None = setting(None, "Guidance scale of the inversion.", kind=float, unset="1")
+    nudge: float = setting(NUDGE, "Latent nudging; 1 is none.", kind=float)
+    solver: str = "reference"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.nudge > 0:
+            raise SettingError(f"`nudge` must be above 0, found {self.nudge} (the paper uses {NUDGE}; 1 means none)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditSettings(PaintingSettings):
+    """Of `edit`. layers: "vital", "all", "none" or numbers. guidance: one number, or one a row, source first."""
+
+    layers: Any = setting("vital", "vital, all, none, or numbers such as 0,1,17-18.")
+    guidance: Any = setting(
+        None, "Guidance of the edits.", kind=float, unset="3.5; for photos 3, and 1 for the source"
+    )
+    seed: int = setting(0, "Seed of the noise of a generated source.", kind=int)
+    nudge: float = setting(NUDGE, "Latent nudging of a photo; 1 is none.", kind=float)
+    unnudge: bool = setting(False, "Undo the nudge when decoding; the reference does not.", kind=bool)
+    replay: str = setting("aligned", "How a photo's own path is kept.", choices=REPLAYS)
+    edits_at_once: int = setting(3, "Edits in one batch; fewer need less memory.", kind=int)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("edits_at_once", self.edits_at_once, 1)
+        _one_of("replay", self.replay, REPLAYS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSettings(PaintingSettings):
+    """Of `find_vital_layers`: what is painted, what is bypassed, and how the vital set is chosen.
+
+    Raises SettingError for settings that do not go together.
+    """
+
+    prompts: str | None = setting(
+        None, "builtin, toyworld, or a text file with a prompt a line.", unset="what fits the model"
+    )
+    limit: int | None = setting(None, "Only the first so many prompts.", kind=int)
+    seeds: int = setting(1, "Pictures of each prompt.", kind=int)
+    guidance: float | None = setting(None, "Guidance scale.", kind=float, unset="the model's default")
+    batch: int = setting(8, "Pictures painted at once.", kind=int)
+    layers: Any = setting("all", "Layers to measure, such as 0-18,25.")
+    windows: int = setting(1, "Also bypass in each of so many parts.", kind=int)
+    pairs: Any = setting("none", "Also bypass every two of these layers.")
+    features: str | None = setting(
+        None, "Converted DINOv2 that compares the pictures.", unset="the embedded model has its own"
+    )
+    clip: str | None = setting(
+        None, "Converted CLIP for a second opinion.", unset="the embedded model has its own"
+    )
+    top: int | None = setting(None, "The vital set is the so many most vital layers.", kind=int)
+    threshold: float | None = setting(
+        None, "The vital set is the layers of at least this vitality.", kind=float
+    )
+    adaptive: bool = setting(False, "Stop measuring a layer once its place is clear.", kind=bool)
+    error: float = setting(0.05, "Of --adaptive: chance of another set.", kind=float)
+    keep_images: str = setting("thumbnails", "Which pictures the run's folder keeps.", choices=KEPT_PICTURES)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "batch", "windows", "limit", "top"):
+            _at_least(name, getattr(self, name), 1)
+        _one_of("keep_images", self.keep_images, KEPT_PICTURES)
+        if self.top is not None and self.threshold is not None:
+            raise SettingError("give `top` or `threshold`, not both")
+        if not 0 < self.error < 1:
+            raise SettingError(f"`error` must be between 0 and 1, found {self.error:g}")
+        if self.adaptive and (self.windows > 1 or self.pairs not in ("none", ())):
+            raise SettingError("`adaptive` measures layers alone; leave out `windows` and `pairs`")
+
+
+def as_record(settings: Any) -> dict[str, Any]:
+    """Every setting of a dataclass as JSON may hold it."""
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}

@@ -1,0 +1,1 @@
+"""Storage: converted checkpoints, where weights live, results on disk."""

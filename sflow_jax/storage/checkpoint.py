@@ -1,0 +1,270 @@
+"""The converted checkpoint: one folder, local or remote, with `model.json`, networks and tokenizers.
+
+model.json     what it is (`ModelInfo`)
+scheduler/     the source's scheduler config
+transformer/   one Orbax item per network of the family, parameters by dotted path
+autoencoder/   …
+tokenizer/     the family's tokenizers
+"""
+
+import dataclasses
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+
+from sflow_jax.errors import SettingError
+from sflow_jax.families.family import Defaults, Family
+from sflow_jax.families.registry import FAMILIES, published_models
+from sflow_jax.machine.meshes import parameter_shardings
+from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.sampling.control import check_layers, parse_layers
+from sflow_jax.settings import Placement
+from sflow_jax.storage.files import to_json, write_whole
+from sflow_jax.storage.paths import absolute
+from sflow_jax.storage.placement import place_network, placement_of, staging
+
+FORMAT = 2
+# The first format knew FLUX.1 alone, and called its variant the family.
+READABLE = (1, FORMAT)
+INFO_FILE = "model.json"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+# Bytes of a stored piece: what a device reads beside its own slices, and unpacks at once.
+CHUNK = 32 << 20
+
+
+class CheckpointError(ValueError):
+    """The folder is not a converted checkpoint, or is broken; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What `model.json` holds.
+
+    family, variant: such as FLUX.1 and "dev". picture_size: default height and width, pixels. dtype: of the stored
+    weights. configs: network name → its config. scheduler: the source's scheduler config, in a file of its own.
+    source_digests: file → sha256. vital_layers: global numbers or None, and where they come from. named: what it is
+    called, where the family's own name for it does not fit.
+    """
+
+    family: Family
+    variant: str
+    picture_size: int
+    dtype: str
+    configs: dict[str, Any]
+    scheduler: dict[str, Any]
+    source_digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    vital_layers: tuple[int, ...] | None = None
+    vital_layers_origin: str = ""
+    named: str = ""
+
+    @property
+    def title(self) -> str:
+        """What people call it, such as "FLUX.1 dev"."""
+        return self.named or self.family.title(self.variant)
+
+    @property
+    def defaults(self) -> Defaults:
+        """Steps and guidance where the caller gives none."""
+        return self.family.defaults(self.variant)
+
+    @property
+    def layer_kinds(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of layers and their counts, in global order."""
+        return self.family.layer_kinds(self.configs)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of all kinds."""
+        return self.family.layers(self.configs)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a packed token."""
+        return self.family.channels(self.configs)
+
+    def canvas(self, height: int | None = None, width: int | None = None) -> Canvas:
+        """A size in pixels, the default for sides not given; SettingError if it does not fit."""
+        sides = (self.picture_size if side is None else side for side in (height, width))
+        return Canvas.of(*sides, self.family.token_side(self.configs))
+
+    def resolve_layers(self, layers: str | Iterable[int]) -> tuple[int, ...]:
+        """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError where there are none."""
+        chosen = parse_layers(layers) if isinstance(layers, str) else layers
+        if chosen == "all":
+            return tuple(range(self.layers))
+        if chosen == "none":
+            return ()
+        if chosen == "vital":
+            if self.vital_layers is None:
+                raise SettingError(
+                    "this checkpoint does not say which of its layers are vital; give layer numbers, "
+                    "or 'all', or convert with `vital_layers`"
+                )
+            chosen = self.vital_layers
+        return check_layers(chosen, self.layers)
+
+    def abstract_network(self, name: str) -> nnx.Module:
+        """One of the networks with shapes instead of arrays."""
+        return abstract(self.family.networks[name].build, self.configs[name])
+
+    def to_json(self) -> str:
+        """The text of `model.json`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["scheduler"]
+        configs = {name: dataclasses.asdict(config) for name, config in self.configs.items()}
+        return to_json({"format": FORMAT, **fields, "family": self.family.name, "configs": configs})
+
+    @classmethod
+    def from_json(cls, text: str, scheduler: dict[str, Any]) -> "ModelInfo":
+        """Inverse of `to_json`, given the scheduler's config.
+
+        CheckpointError for another format version, or fields that do not fit.
+        """
+        try:
+            fields = json.loads(text)
+            version = fields.pop("format")
+            if version not in READABLE:
+                raise CheckpointError(f"checkpoint format {version} is not {FORMAT}; convert the source again")
+            if version == 1:
+                fields |= {"family": "flux1", "variant": fields["family"]}
+            if fields["family"] not in FAMILIES:
+                known = ", ".join(FAMILIES)
+                raise CheckpointError(f"unknown model family {fields['family']!r}; this version knows {known}")
+            fields["family"] = family = FAMILIES[fields["family"]]
+            fields["configs"] = {
+                name: family.networks[name].config(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+                )
+                for name, config in fields["configs"].items()
+            }
+            if fields["vital_layers"] is not None:
+                fields["vital_layers"] = tuple(fields["vital_layers"])
+            return cls(**fields, scheduler=scheduler)
+        except CheckpointError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"cannot read {INFO_FILE} ({error!r}); convert the source again") from error
+
+
+def published_info(name: str) -> tuple[ModelInfo, int] | None:
+    """A model that is known without files, and its text tokens; None for other names."""
+    if name not in (models := published_models()):
+        return None
+    family, model = models[name]
+    info = ModelInfo(family, model.variant, model.picture_size, "bfloat16", model.configs, model.scheduler)
+    known = family.known_vital_layers(model.configs)
+    if known is not None:
+        info = dataclasses.replace(info, vital_layers=known.layers, vital_layers_origin=known.origin)
+    return info, model.words
+
+
+def abstract(build: type, config: Any) -> nnx.Module:
+    """A network with shapes instead of arrays; nothing is allocated."""
+    return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+
+
+def save_info(folder: epath.PathLike, info: ModelInfo) -> None:
+    """Write the scheduler's config, then `model.json`, each whole."""
+    folder = epath.Path(folder)
+    (folder / SCHEDULER_FILE).parent.mkdir(exist_ok=True)
+    write_whole(folder / SCHEDULER_FILE, to_json(info.scheduler))
+    write_whole(folder / INFO_FILE, info.to_json())
+
+
+def load_info(folder: epath.PathLike) -> ModelInfo:
+    """Read `model.json`; CheckpointError if the folder is not a converted checkpoint."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        raise CheckpointError(f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}")
+    if not (folder / INFO_FILE).exists():
+        raise CheckpointError(
+            f"{folder} is no converted checkpoint (no {INFO_FILE}); make one with: sflow-convert {folder} DEST"
+        )
+    try:
+        scheduler = json.loads((folder / SCHEDULER_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / SCHEDULER_FILE}; convert the source again") from error
+    return ModelInfo.from_json((folder / INFO_FILE).read_text(), scheduler)
+
+
+def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Write one network's parameters (path → array) as an Orbax item of the checkpoint."""
+    chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in arrays}
+    # Orbax copies numpy arrays, all at once; the CPU's arrays share their memory instead.
+    cpu = jax.local_devices(backend="cpu")[0]
+    shared = {
+        path: jax.device_put(array, cpu, may_alias=True) if isinstance(array, np.ndarray) else array
+        for path, array in arrays.items()
+    }
+    with ocp.StandardCheckpointer(save_concurrent_gb=_at_once(shared)) as checkpointer:
+        checkpointer.save(absolute(folder) / name, shared, save_args=chunks)
+
+
+def load_network(folder: epath.PathLike, info: ModelInfo, name: str, placement: Placement) -> nnx.Module:
+    """Restore one network, each device reading only its own slices.
+
+    Raises CheckpointError when the item is missing or does not fit the config.
+    """
+    module, mine = info.abstract_network(name), placement_of(info.family.networks[name], placement)
+    shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
+    places = parameter_shardings(name, shapes, placement.mesh)
+    if mine.quantisation is None and not mine.offload:
+        return restore_network(folder, name, module, mine.dtype, places)
+    return place_network(restore_network(folder, name, module, mine.dtype, staging(places)), places, mine)
+
+
+def _at_once(arrays: Mapping[str, Any]) -> int:
+    """Gigabytes that may be on their way between memory and disk: room for the largest array, and little more."""
+    return 1 + math.ceil(max(math.prod(x.shape) * x.dtype.itemsize for x in arrays.values()) / 1e9)
+
+
+def _processes(places: Mapping[str, Sharding]) -> ocp.options.MultiprocessingOptions:
+    """All processes restore together, unless each has a copy of its own on its own devices."""
+    alone = jax.process_count() > 1 and all(place.is_fully_addressable for place in places.values())
+    if not alone:
+        return ocp.options.MultiprocessingOptions()
+    mine = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=f"process{mine}"
+    )
+
+
+def restore_network(
+    folder: epath.PathLike, name: str, module: nnx.Module, dtype: DTypeLike, places: Mapping[str, Sharding]
+) -> nnx.Module:
+    """Fill an abstract network from an Orbax item, in `dtype`, every parameter at its place (path → sharding).
+
+    Raises CheckpointError when the item is missing or does not fit the network.
+    """
+    item = absolute(folder) / name
+    if not item.exists():
+        raise CheckpointError(f"{folder} has no {name}; convert the source again")
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=places[path])
+        for path, leaf in parameters(module).items()
+    }
+    try:
+        with ocp.StandardCheckpointer(
+            multiprocessing_options=_processes(places), restore_concurrent_gb=_at_once(wanted)
+        ) as checkpointer:
+            arrays = checkpointer.restore(item, wanted)
+    except jax.errors.JaxRuntimeError:
+        raise
+    except Exception as error:  # Orbax raises bare Exceptions for damaged files.
+        reason = textwrap.shorten(str(error.__cause__ or error), 200, placeholder=" …")
+        raise CheckpointError(
+            f"cannot restore {name} from {folder}; convert the source again ({reason})"
+        ) from error
+    return with_parameters(module, arrays)

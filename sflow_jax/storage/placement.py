@@ -1,0 +1,108 @@
+"""Weights in other numbers or other places: kernels of eight bits, kernels that wait in host memory."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from sflow_jax.families.family import NetworkSpec
+from sflow_jax.models.layers import FP8, Linear, parameters, with_parameters
+from sflow_jax.settings import Placement
+
+# Name → dtype of the kernels of all blocks; int8 changes weights only, fp8 the products' other side too.
+EIGHT_BITS = {"int8": jnp.int8, "fp8": FP8}
+HOST = "pinned_host"
+
+
+def block_kernels(module: nnx.Module) -> dict[str, int]:
+    """Path → how many axes of it are inputs, of the kernels of all blocks: nearly all of a network's weights."""
+    return {
+        ".".join((*map(str, path), "kernel")): layer.input_axes
+        for path, layer in nnx.iter_graph(module)
+        if isinstance(layer, Linear) and str(path[0]).endswith("blocks")
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("quantisation", "input_axes"))
+def quantise(kernel: jax.Array, quantisation: str, input_axes: int) -> qwix.QArray:
+    """A stacked kernel [n, *inputs, *outputs] in eight bits, with a float32 scale for each block and output."""
+    kept = (0, *range(1 + input_axes, kernel.ndim))
+    return qwix.quantize(kernel, EIGHT_BITS[quantisation], channelwise_axes=kept, scale_dtype=jnp.float32)
+
+
+def scale_place(place: Sharding, array: jax.Array | jax.ShapeDtypeStruct) -> Sharding:
+    """The place of a kernel's scales: split as the kernel is, but whole along axes of size 1."""
+    if isinstance(place, SingleDeviceSharding):
+        return place
+    spec = (*place.spec, *[None] * (array.ndim - len(place.spec)))
+    split = PartitionSpec(*(name if size > 1 else None for name, size in zip(spec, array.shape)))
+    return NamedSharding(place.mesh, split, memory_kind=place.memory_kind)
+
+
+def default_dtype() -> jnp.dtype:
+    """float32 on CPUs, else bfloat16."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def placement_of(spec: NetworkSpec, placement: Placement) -> Placement:
+    """What of a model's placement concerns one of its networks."""
+    return dataclasses.replace(
+        placement,
+        dtype=jnp.dtype(placement.dtype or default_dtype()),
+        quantisation=placement.quantisation if spec.large else None,
+        offload=placement.offload and spec.streamed,
+    )
+
+
+def place_network(network: nnx.Module, places: Mapping[str, Sharding], placement: Placement) -> nnx.Module:
+    """Bring a network's parameters to their places (path → sharding), one by one, letting go of each moved one.
+
+    placement: quantisation of the kernels of blocks, and whether these wait in the memory of the host. A network of
+    shapes becomes one of shapes with places.
+    """
+    kernels, leaves = block_kernels(network), parameters(network)
+    shape, placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), network), {}
+    del network
+    abstract = all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values())
+    for path in list(leaves):
+        leaf, place = leaves.pop(path), places[path]
+        if path in kernels:
+            place = place.with_memory_kind(HOST) if placement.offload else place
+            if placement.quantisation is not None:
+                # Modulation is a product of one vector a picture: nothing to gain from rounding that too.
+                form = "int8" if "modulation" in path else placement.quantisation
+                in_eight_bits = functools.partial(quantise, quantisation=form, input_axes=kernels[path])
+                leaf = jax.eval_shape(in_eight_bits, leaf) if abstract else in_eight_bits(leaf)
+        target = jax.tree.map(functools.partial(scale_place, place), leaf)
+        placed[path] = jax.tree.map(_placed, leaf, target) if abstract else jax.device_put(leaf, target)
+    return with_parameters(shape, placed)
+
+
+def _placed(shape: jax.ShapeDtypeStruct, place: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+
+def in_host_memory(network: nnx.Module) -> nnx.Module:
+    """A copy of a network that waits in the memory of the host."""
+    return jax.device_put(network, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(HOST), network))
+
+
+def on_device(network: nnx.Module) -> nnx.Module:
+    """A copy of a waiting network where it computes."""
+    return jax.device_put(network, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), network))
+
+
+def staging(places: Mapping[str, Any]) -> dict[str, Sharding]:
+    """Where to read weights to before they are changed: on a mesh in place, else in the memory of the host.
+
+    One device may not have room for weights as they are stored.
+    """
+    if all(isinstance(place, SingleDeviceSharding) for place in places.values()):
+        return dict.fromkeys(places, SingleDeviceSharding(jax.local_devices(backend="cpu")[0]))
+    return dict(places)
