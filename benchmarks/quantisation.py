@@ -12,74 +12,85 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jax.numpy as jnp
 import numpy as np
-from toyworld import RESULTS, SEED, SIZE, draw_noise, run_edit
+from common import SEED, draw_noise, happened, held_out_edits, out_option, paint_edit, write_json
 from tqdm.auto import tqdm
 
 from sflow_jax.commands.console import use_compilation_cache
 from sflow_jax.measures.metrics import psnr
-from sflow_jax.pipeline import StableFlow
-from sflow_jax.toyworld.edits import EDIT_FAMILIES, sample_edit
+from sflow_jax.painter import Painter
+from sflow_jax.settings import EMBEDDED, Placement
+from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit
 from sflow_jax.toyworld.reader import AttributeReader
 
-FORMS: dict[str, dict[str, Any]] = {
-    "float32": {"dtype": jnp.float32},
-    "bfloat16": {"dtype": jnp.bfloat16},
-    "int8": {"dtype": jnp.bfloat16, "quantisation": "int8"},
-    "fp8": {"dtype": jnp.bfloat16, "quantisation": "fp8"},
+EXACT = "float32"
+FORMS = {
+    EXACT: Placement(dtype="float32"),
+    "bfloat16": Placement(dtype="bfloat16"),
+    "int8": Placement(dtype="bfloat16", quantisation="int8"),
+    "fp8": Placement(dtype="bfloat16", quantisation="fp8"),
 }
+# Family → seed of its edits and of their noise.
+SEEDS = {family: SEED + 50 + number for number, family in enumerate(EDIT_FAMILIES)}
 
 
-def paint(form: str, each: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents [edits, 2, s, c] and pictures [edits, 2, y, x, 3] of every family's edits, each beside its source."""
-    flow = StableFlow.load("toyworld", **FORMS[form])
-    sets = {"vital": list(flow.resolve_layers("vital"))}
+def edits_by_family(each: int) -> dict[str, list[Edit]]:
+    """So many edits of each family."""
+    return {family: held_out_edits(family, each, seed) for family, seed in SEEDS.items()}
+
+
+def paint(form: str, edits: dict[str, list[Edit]]) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [edits, 2, s, c] and pictures [edits, 2, y, x, 3] of all edits, each after its source."""
+    painter = Painter.load(EMBEDDED, FORMS[form])
+    layer_sets, defaults = {"vital": painter.info.resolve_layers("vital")}, painter.defaults
     latents, pictures = [], []
-    for number, family in enumerate(tqdm(EDIT_FAMILIES, desc=form)):
-        rng = np.random.default_rng(SEED + 50 + number)
-        for noise in draw_noise(flow, each, SEED + 50 + number):
-            edit, rows = sample_edit(family, rng), np.repeat(noise[None], 2, axis=0)
-            guidance = [flow.defaults.guidance] * 2
-            made = run_edit(flow, edit, sets, rows, flow.defaults.edit_steps, guidance, None)
-            latents.append(np.asarray(made, np.float32))
-            pictures.append(flow.decode(made, height=SIZE, width=SIZE))
+    for family, members in tqdm(edits.items(), desc=form):
+        for edit, noise in zip(members, draw_noise(painter, len(members), SEEDS[family])):
+            painted = paint_edit(
+                painter, edit, layer_sets, noise, steps=defaults.edit_steps, guidance=(defaults.guidance,) * 2
+            )
+            latents.append(np.asarray(painted, np.float32))
+            pictures.append(painter.decode(painted, painter.info.canvas()))
     return np.stack(latents), np.stack(pictures)
 
 
-def happened(pictures: np.ndarray, each: int) -> dict[str, float]:
-    """Family → share of edits that the reader finds."""
-    read, found = AttributeReader(), {}
-    for number, family in enumerate(EDIT_FAMILIES):
-        rng, wins = np.random.default_rng(SEED + 50 + number), []
-        for picture in pictures[number * each : (number + 1) * each, 1]:
-            edit = sample_edit(family, rng)
-            wins.append(read(picture[None]).named[0][edit.attribute] == edit.target.attributes()[edit.attribute])
-        found[family] = float(np.mean(wins))
-    return found
+def success(pictures: np.ndarray, edits: dict[str, list[Edit]], reader: AttributeReader) -> dict[str, float]:
+    """Family → share of edits that the reader finds. pictures: as `paint` gives them."""
+    attributes = iter(reader(pictures[:, 1]).named)
+    return {
+        family: float(np.mean([happened(edit, next(attributes)) for edit in members]))
+        for family, members in edits.items()
+    }
+
+
+def compare(
+    painted: tuple[np.ndarray, np.ndarray], exact: tuple[np.ndarray, np.ndarray], families: dict[str, float]
+) -> dict[str, Any]:
+    """A row: latents and pictures against those of exact numbers, and how many edits happened."""
+    (latents, pictures), (exact_latents, exact_pictures) = painted, exact
+    errors = np.linalg.norm(latents - exact_latents, axis=(2, 3)) / np.linalg.norm(exact_latents, axis=(2, 3))
+    pairs = zip(*(x.reshape(-1, *x.shape[2:]) for x in (pictures, exact_pictures)))
+    return {
+        "latents": float(np.median(errors)),
+        "psnr_db": None if painted is exact else float(np.median([psnr(*pair) for pair in pairs])),
+        "edits": float(np.mean(list(families.values()))),
+        "families": families,
+    }
 
 
 @click.command()
 @click.option("--each", default=16, show_default=True, help="Edits of each family.")
-@click.option("--out", default=RESULTS / "quantisation.json", type=click.Path(path_type=Path), help="JSON file.")
+@out_option("quantisation.json")
 def main(each: int, out: Path) -> None:
     """Compare float32, bfloat16, int8 and fp8 on the embedded model."""
     use_compilation_cache()
-    made = {form: paint(form, each) for form in FORMS}
-    exact, truth = made["float32"]
+    edits, reader = edits_by_family(each), AttributeReader()
+    painted = {form: paint(form, edits) for form in FORMS}
     rows = {}
-    for form, (latents, pictures) in made.items():
-        errors = np.linalg.norm(latents - exact, axis=(2, 3)) / np.linalg.norm(exact, axis=(2, 3))
-        families = happened(pictures, each)
-        rows[form] = {
-            "latents": float(np.median(errors)),
-            "psnr_db": None if form == "float32" else float(np.median([psnr(*pair) for pair in zip(
-                pictures.reshape(-1, SIZE, SIZE, 3), truth.reshape(-1, SIZE, SIZE, 3))])),
-            "edits": float(np.mean(list(families.values()))),
-            "families": families,
-        }  # fmt: skip
+    for form, results in painted.items():
+        rows[form] = compare(results, painted[EXACT], success(results[1], edits, reader))
         click.echo(f"{form:9} {json.dumps(rows[form])}")
-    out.write_text(json.dumps({"edits_per_family": each, "rows": rows}, indent=2) + "\n")
+    write_json(out, {"edits_per_family": each, "rows": rows})
     click.echo(f"written to {out}")
 
 

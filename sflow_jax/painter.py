@@ -228,7 +228,7 @@ class Painter:
         )
 
 
-def _together(states: list[Array]) -> np.ndarray:
+def _together(states: Sequence[AnyArray]) -> np.ndarray:
     return np.concatenate([np.asarray(on_this_host(state)) for state in states])
 
 

@@ -7,7 +7,7 @@ import sys
 from conftest import CACHE
 
 PATIENCE = 240.0
-PROGRAM = "from sflow_jax.cli import main; main()"
+PROGRAM = "from sflow_jax.commands.main import main; main()"
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import relative
 
+from sflow_jax.catalogue import find_info
 from sflow_jax.machine.meshes import batch_sharding, make_mesh
 from sflow_jax.models.attention import block_size, choose_kernel, joint_attention, xla_attention
-from sflow_jax.models.flux1 import FluxConfig
-from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.planning.lowering import lower_step
+from sflow_jax.settings import Placement
 
 
 def random(tokens: int, *, batch: int = 2, heads: int = 2, width: int = 128, dtype=jnp.float32) -> list[jax.Array]:
@@ -101,10 +101,11 @@ def test_cudnn_lowers_for_gpus_on_a_mesh(cudnn):
 @pytest.mark.parametrize("offload", [False, True])
 def test_the_full_size_step_lowers_for_gpus(offload, cudnn):
     """FLUX.1-dev, source and edit at 1024²: cuDNN's attention once in each loop over blocks."""
+    info, words = find_info("flux-dev")
+    placement = Placement(dtype="bfloat16", attention="cudnn", offload=offload)
     lowered = lower_step(
-        FluxConfig.dev(), dtype="bfloat16", mesh=None, groups=1, members=2, canvas=Canvas.of(1024, 1024, 8),
-        words=512, kernel="cudnn", offload=offload, platforms=("cuda",),
-    )  # fmt: skip
+        info, placement, info.canvas(), groups=1, members=2, words=words, platforms=("cuda",)
+    )
     text = lowered.as_text()
     assert len(calls(text)) == 2 and text.count("stablehlo.while") >= 2
     assert ("pinned_host" in text) == offload
@@ -113,7 +114,7 @@ def test_the_full_size_step_lowers_for_gpus(offload, cudnn):
 @pytest.mark.parametrize(
     "kernel, dtype, message",
     [
-        ("flash", "bfloat16", "unknown attention kernel 'flash'; choose one of auto, xla"),
+        ("flash", "bfloat16", "unknown attention 'flash'; choose one of auto, xla"),
         ("cudnn", "float32", "16-bit"),
     ],
 )

@@ -4,24 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from commandline import run, run_convert
 from PIL import Image
-from sflow_convert import cli as convert_cli
 
-from sflow_jax import cli
 from sflow_jax.catalogue import EMBEDDED_FEATURES as EMBEDDED
-
-
-def run(command, *arguments) -> int:
-    """Exit code of a command line (0 when it returns)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["command", *map(str, arguments)])
-        # Tests keep their own compilation cache.
-        patch.setattr(cli, "use_compilation_cache", lambda: None)
-        try:
-            command.main()
-        except SystemExit as stop:
-            return stop.code or 0
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +33,7 @@ def test_generate(checkpoint, tmp_path):
         "--out",
         out,
     )
-    assert run(cli, "generate", "--model", checkpoint, *arguments) == 0
+    assert run("generate", "--model", checkpoint, *arguments) == 0
     assert {p.name for p in out.iterdir()} == {"picture-1.png", "picture-2.png", "grid.png", "generate.json"}
     assert Image.open(out / "picture-2.png").size == (32, 64)
     assert json.loads((out / "generate.json").read_text())["bypass"] == [0, 3, 4]
@@ -55,14 +41,14 @@ def test_generate(checkpoint, tmp_path):
 
 def test_invert_then_edit(checkpoint, photo_file, tmp_path, capsys):
     model = ("--model", checkpoint, "--prompt", "a red cat")
-    assert run(cli, "invert", *model, "--image", photo_file, "--steps", 2, "--out", tmp_path / "inverted") == 0
+    assert run("invert", *model, "--image", photo_file, "--steps", 2, "--out", tmp_path / "inverted") == 0
     told = json.loads((tmp_path / "inverted" / "inversion.json").read_text())
     assert np.isfinite(list(told["psnr_db"].values())).all() and told["steps"] == 2
     edits = ("--edit", "a dog", "--edit", "snow", "--layers", "0,2")
     direct = ("--image", photo_file, "--steps", 2, "--out", tmp_path / "direct")
     reused = ("--inversion", tmp_path / "inverted", "--out", tmp_path / "reused")
     for source in (direct, reused):
-        assert run(cli, "edit", *model, *edits, *source) == 0
+        assert run("edit", *model, *edits, *source) == 0
     names = {"source.png", "edit-1.png", "edit-2.png", "grid.png", "edit.json"}
     assert {p.name for p in (tmp_path / "direct").iterdir()} == names
     assert (tmp_path / "direct" / "edit-2.png").read_bytes() == (tmp_path / "reused" / "edit-2.png").read_bytes()
@@ -72,17 +58,17 @@ def test_invert_then_edit(checkpoint, photo_file, tmp_path, capsys):
 
 
 def test_info_of_published_models_and_features(tmp_path, capsys):
-    assert run(cli, "info", "flux-schnell") == 0
+    assert run("info", "flux-schnell") == 0
     assert "11,891,178,560 parameters" in capsys.readouterr().out
-    assert run(convert_cli, EMBEDDED["toyworld"], tmp_path / "dino") == 0
+    assert run_convert(EMBEDDED["toyworld"], tmp_path / "dino") == 0
     capsys.readouterr()
-    assert run(cli, "info", tmp_path / "dino") == 0
+    assert run("info", tmp_path / "dino") == 0
     assert "dinov2" in capsys.readouterr().out
 
 
 def test_convert_and_info(source_folder, tmp_path, capsys):
-    assert run(convert_cli, source_folder, tmp_path / "made", "--dtype", "bfloat16") == 0
-    assert run(cli, "info", tmp_path / "made") == 0
+    assert run_convert(source_folder, tmp_path / "made", "--dtype", "bfloat16") == 0
+    assert run("info", tmp_path / "made") == 0
     told = capsys.readouterr().out
     for part in ("dev", "bfloat16", "layers 0 to 4", "314,496", "vital layers: not known"):
         assert part in told
@@ -90,12 +76,12 @@ def test_convert_and_info(source_folder, tmp_path, capsys):
 
 def test_mesh_is_taken(wide_checkpoint, tmp_path):
     arguments = ("--prompt", "a cat", "--steps", 1, "--mesh", "fsdp=8", "--out", tmp_path / "out")
-    assert run(cli, "generate", "--model", wide_checkpoint, *arguments) == 0
+    assert run("generate", "--model", wide_checkpoint, *arguments) == 0
 
 
 @pytest.mark.parametrize("command", ["generate", "edit", "invert", "info"])
 def test_help_teaches(command, capsys):
-    assert run(cli, command, "--help") == 0
+    assert run(command, "--help") == 0
     assert f"sflow {command} " in capsys.readouterr().out
 
 
@@ -125,7 +111,7 @@ def test_mistakes_end_with_one_line_and_leave_nothing(
     arguments, message, checkpoint, source_folder, tmp_path, capsys
 ):
     filled = [part.format(model=checkpoint, source=source_folder) for part in arguments]
-    assert run(cli, *filled, "--out", tmp_path / "deep" / "out") == 2
+    assert run(*filled, "--out", tmp_path / "deep" / "out") == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("Error: ") and message in told
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +124,7 @@ def test_mistakes_in_conversion_end_with_one_line(source_folder, tmp_path, capsy
         ((source_folder, tmp_path / "out", "--vital-layers", "all"), "takes numbers"),
         ((source_folder, tmp_path / "out", "--vital-layers", "77"), "no layer 77"),
     ]:
-        assert run(convert_cli, *arguments) == 2
+        assert run_convert(*arguments) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -146,12 +132,12 @@ def test_mistakes_in_conversion_end_with_one_line(source_folder, tmp_path, capsy
 def test_the_folder_one_stands_in_will_do(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert run(cli, *[part.format(model=checkpoint) for part in GENERATE], "--steps", 1, "--out", ".") == 0
+    assert run(*[part.format(model=checkpoint) for part in GENERATE], "--steps", 1, "--out", ".") == 0
     assert (tmp_path / "here" / "picture-1.png").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_files_in_the_way_are_kept(checkpoint, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
-    assert run(cli, *[part.format(model=checkpoint) for part in GENERATE], "--out", tmp_path / "out") == 2
+    assert run(*[part.format(model=checkpoint) for part in GENERATE], "--out", tmp_path / "out") == 2
     assert (tmp_path / "out").read_text() == "mine"

@@ -16,22 +16,22 @@ from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, check, export, plan, source_shapes
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source, rename_clip, rename_t5
-from sflow_jax.checkpoint import abstract_network
 
-from sflow_jax.families.flux1 import FLUX_DEV_CODE
+from sflow_jax.families.flux1 import FLUX1, FLUX_DEV_CODE
 from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameter_count, parameters
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.pipeline import StableFlow
-from sflow_jax.storage.checkpoint import CheckpointError, load_info, load_network
+from sflow_jax.settings import Placement
+from sflow_jax.storage.checkpoint import CheckpointError, abstract, load_info, load_network
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 
 
 def shapes_of(network: str, config) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in parameters(abstract_network(network, config)).items()}
+    return {path: leaf.shape for path, leaf in parameters(abstract(FLUX1.networks[network].build, config)).items()}
 
 
 def published_shapes(build, rename=lambda name: name) -> dict[str, tuple[int, ...]]:
@@ -69,7 +69,7 @@ def test_full_size_models_map_one_to_one(model):
     network, config, table, count, build, rename = model
     targets = shapes_of(network, config)
     check(plan(table(config), targets), published_shapes(build, rename), targets)
-    assert parameter_count(abstract_network(network, config)) == count
+    assert parameter_count(abstract(FLUX1.networks[network].build, config)) == count
 
 
 @pytest.mark.parametrize("config", [FluxConfig.dev(), FluxConfig.schnell()], ids=["dev", "schnell"])
@@ -106,8 +106,9 @@ def test_full_size_single_file_autoencoder_maps_one_to_one():
 
 
 def test_export_is_the_inverse_of_conversion(checkpoint, source_folder):
-    config = load_info(checkpoint).configs["transformer"]
-    module = load_network(checkpoint, "transformer", config, dtype=np.float32)
+    info = load_info(checkpoint)
+    config = info.configs["transformer"]
+    module = load_network(checkpoint, info, "transformer", Placement())
     reads = plan(flux.diffusers_table(config), shapes_of("transformer", config))
     made = export(reads, {path: np.asarray(leaf) for path, leaf in parameters(module).items()})
     stored = load_file(source_folder / WEIGHTS)
@@ -139,7 +140,7 @@ def single_files(wide_vae_checkpoint, source_folder, tmp_path_factory) -> Path:
         ("autoencoder", autoencoder.single_file_table, "ae.safetensors", ""),
     ):
         config = info.configs[network]
-        module = load_network(checkpoint, network, config, dtype=np.float32)
+        module = load_network(checkpoint, info, network, Placement())
         reads = plan(table(config), shapes_of(network, config))
         tensors = export(reads, {path: np.asarray(leaf) for path, leaf in parameters(module).items()})
         save_file({prefix + name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / file)
@@ -180,17 +181,15 @@ def test_single_files_convert_to_the_same_model(single_files, wide_vae_checkpoin
 
 def test_the_model_file_says_what_was_converted(checkpoint, source_folder):
     info = load_info(checkpoint)
-    assert (info.family, info.dtype, info.picture_size, info.vital_layers) == ("dev", "float32", 64, (0, 2, 3))
+    assert (info.variant, info.dtype, info.picture_size, info.vital_layers) == ("dev", "float32", 64, (0, 2, 3))
     shards = {path.name for path in (source_folder / "text_encoder_2").glob("*.safetensors")}
     assert len(shards) > 1 and {f"text_encoder_2/{name}" for name in shards} <= info.source_digests.keys()
     assert all(len(digest) == 64 for digest in info.source_digests.values())
 
 
 def test_published_vital_layers_are_recorded_for_flux_dev_alone():
-    from sflow_convert.job import known_vital_layers
-
-    assert known_vital_layers(FluxConfig.dev(), None, "")[0] == FLUX_DEV_CODE
-    assert known_vital_layers(FluxConfig.schnell(), None, "")[0] is None
+    assert FLUX1.known_vital_layers({"transformer": FluxConfig.dev()}).layers == FLUX_DEV_CODE
+    assert FLUX1.known_vital_layers({"transformer": FluxConfig.schnell()}) is None
 
 
 def test_bfloat16_halves_the_weights_and_still_runs(source_folder, flow, tmp_path):

@@ -7,12 +7,11 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from commandline import run
 from conftest import relative
 from PIL import Image
 from processes import PATIENCE, finish, start
-from test_cli import run
 
-from sflow_jax import cli
 from sflow_jax.results import Inversion
 
 
@@ -109,7 +108,7 @@ def test_two_processes_give_the_scores_of_one(arguments, tmp_path):
     ],
 )
 def test_bad_input(arguments, tmp_path, options, message, capsys):
-    assert run(cli, *arguments, "--out", tmp_path / "run", *options) == 2
+    assert run(*arguments, "--out", tmp_path / "run", *options) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert jax.process_count() == 1

@@ -11,8 +11,8 @@ import published
 import pytest
 import torch
 import transformers
+from commandline import run_convert
 from safetensors.numpy import load_file, save_file
-from sflow_convert import cli
 from sflow_convert.engine import ConversionError, check, plan, source_shapes
 from sflow_convert.features import MODEL_TYPES, convert_features, import_features, open_features
 
@@ -302,33 +302,22 @@ def test_folders_that_are_no_features_are_named(converted, checkpoint, tmp_path)
             load_features(copy)
 
 
-def run(*arguments) -> int:
-    """Exit code of `sflow-convert`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["sflow-convert", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return stop.code or 0
-    return 0
-
-
 def test_the_command_recognises_feature_folders(folders, checkpoint, tmp_path, capsys):
     source, made = folders["swiglu"], tmp_path / "made"
-    assert run(source, made, "--dtype", "bfloat16") == 0
+    assert run_convert(source, made, "--dtype", "bfloat16") == 0
     assert "dinov2 24×2, bfloat16" in capsys.readouterr().out
     for arguments, message in [
         ((source, made), "exists; choose another place"),
         ((source, checkpoint, "--overwrite"), "is not a features folder"),
         ((source, tmp_path / "other", "--vital-layers", "1"), "are for FLUX checkpoints"),
     ]:
-        assert run(*arguments) == 2
+        assert run_convert(*arguments) == 2
         assert message in capsys.readouterr().err
-    assert run(source, made, "--overwrite") == 0
+    assert run_convert(source, made, "--overwrite") == 0
     assert load_features(made).network.class_token[...].dtype == np.float32
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_help_teaches(capsys):
-    assert run("--help") == 0
+    assert run_convert("--help") == 0
     assert "sflow-convert ~/models/dinov2-giant checkpoints/dinov2-giant" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import relative
 
+from sflow_jax.painter import Painter
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.results import INVERSION_FILE, Inversion
 
@@ -126,7 +127,7 @@ def test_vital_without_known_layers_says_how_to_get_them(flow):
     import dataclasses
 
     info = dataclasses.replace(flow.info, vital_layers=None)
-    bare = StableFlow(info, flow.transformer, flow.autoencoder, flow.prompts)
+    bare = StableFlow(Painter(info, flow.transformer, flow.autoencoder, flow.prompts))
     with pytest.raises(ValueError, match="does not say which of its layers are vital"):
         bare.edit("a cat", ["a dog"], **FAST)
 

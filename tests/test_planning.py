@@ -3,15 +3,13 @@
 import dataclasses
 
 import pytest
-from sflow_jax.costs import step_flops
-from test_cli import run
+from commandline import run
 
-from sflow_jax import cli
 from sflow_jax.catalogue import find_info
 from sflow_jax.machine.chips import CHIPS, find_chip, parse_machine
-from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.planning.costs import bytes_sent, propose_mesh, roofline
 from sflow_jax.planning.lowering import lower_step, weight_bytes
+from sflow_jax.settings import Placement
 
 
 @pytest.mark.parametrize(
@@ -27,13 +25,13 @@ from sflow_jax.planning.lowering import lower_step, weight_bytes
 )
 def test_meshes_fit_the_chip(machine, work, tensor, data):
     chip, count = parse_machine(machine)
-    sizes, why = propose_mesh(find_info("flux-dev")[0].configs, chip, count, work)
+    sizes, why = propose_mesh(find_info("flux-dev")[0], chip, count, work)
     assert sizes == {"data": data, "tensor": tensor} and f"tensor={tensor}" in why
 
 
 def test_a_model_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="4 v5e cannot hold|2 v5e cannot hold"):
-        propose_mesh(find_info("flux-dev")[0].configs, CHIPS["v5e"], 2, "edit")
+        propose_mesh(find_info("flux-dev")[0], CHIPS["v5e"], 2, "edit")
 
 
 @pytest.mark.parametrize("text", ["v9-8", "v5e", "v5p-7", "h100", ""])
@@ -54,27 +52,28 @@ def test_devices_are_known_by_their_kind(kind, name):
 
 def test_the_operations_of_a_step_are_the_compilers():
     """A two-block model, unrolled by the compiler's own count."""
-    config = find_info("flux-dev")[0].configs["transformer"]
-    small = dataclasses.replace(config, double_blocks=1, single_blocks=1)
-    canvas = Canvas.of(512, 512, 8)
-    lowered = lower_step(
-        small, dtype="float32", mesh=None, groups=1, members=1, canvas=canvas, words=512, kernel="xla"
-    )
+    info, words = find_info("flux-dev")
+    config = dataclasses.replace(info.configs["transformer"], double_blocks=1, single_blocks=1)
+    small = dataclasses.replace(info, configs={**info.configs, "transformer": config})
+    canvas = small.canvas(512, 512)
+    placement = Placement(dtype="float32", attention="xla")
+    lowered = lower_step(small, placement, canvas, groups=1, members=1, words=words)
     counted = lowered.cost_analysis()["flops"]
-    assert step_flops(small, canvas.tokens, 512, 1) == pytest.approx(counted, rel=0.03)
+    flops = info.family.step_flops(small.configs, canvas.tokens, words, 1)
+    assert flops == pytest.approx(counted, rel=0.03)
 
 
 def test_what_bounds_a_step():
-    config, chip = find_info("flux-dev")[0].configs["transformer"], CHIPS["v5e"]
+    (info, _), chip = find_info("flux-dev"), CHIPS["v5e"]
     shape = dict(chips=8, tokens=1024, words=512, batch=4)
-    assert roofline(config, chip, **shape, weights=3_000_000_000, sent=1e9)["bound"] == "product"
-    assert roofline(config, chip, **shape, weights=3_000_000_000, sent=9e10)["bound"] == "network"
+    assert roofline(info, chip, **shape, weights=3_000_000_000, sent=1e9)["bound"] == "product"
+    assert roofline(info, chip, **shape, weights=3_000_000_000, sent=9e10)["bound"] == "network"
 
 
 def test_eight_bits_and_host_memory_leave_less_on_the_device():
-    configs = find_info("flux-dev")[0].configs
+    info, _ = find_info("flux-dev")
     plain, small, away = (
-        weight_bytes(configs, "bfloat16", None, **changes)
+        weight_bytes(info, Placement(dtype="bfloat16", **changes))
         for changes in ({}, {"quantisation": "int8"}, {"offload": True})
     )
     # Nearly all of both networks are kernels of blocks; T5 also has its vocabulary.
@@ -84,10 +83,10 @@ def test_eight_bits_and_host_memory_leave_less_on_the_device():
 
 
 def test_bytes_sent_vanish_without_a_split():
-    config = find_info("flux-dev")[0].configs["transformer"]
-    assert bytes_sent(config, 1024, 512, 4, 1) == 0
+    info, _ = find_info("flux-dev")
+    assert bytes_sent(info, 1024, 512, 4, 1) == 0
     # What the compiler's HLO of this step says: 5.02 GB.
-    assert bytes_sent(config, 1024, 512, 4, 8) == pytest.approx(5.02e9, rel=0.01)
+    assert bytes_sent(info, 1024, 512, 4, 8) == pytest.approx(5.02e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +98,12 @@ def test_bytes_sent_vanish_without_a_split():
     ],
 )
 def test_info_plans_for_a_machine(arguments, said, capsys):
-    assert run(cli, "info", *arguments) == 0
+    assert run("info", *arguments) == 0
     told = capsys.readouterr().out
     assert said in told and "picture" in told and "sweep" in told and "estimated" in told
 
 
 @pytest.mark.parametrize("machine, message", [("v5e-2", "cannot hold"), ("abacus", "cannot read machine")])
 def test_machines_that_cannot_are_refused(machine, message, capsys):
-    assert run(cli, "info", "flux-dev", "--plan", machine) == 2
+    assert run("info", "flux-dev", "--plan", machine) == 2
     assert message in capsys.readouterr().err

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 from conftest import relative
 from jax.sharding import PartitionSpec
-from sflow_jax.checkpoint import abstract_network
 
+from sflow_jax.catalogue import find_info
+from sflow_jax.families.flux1 import FLUX1
 from sflow_jax.machine.meshes import batch_sharding, make_mesh, parameter_shardings, parse_mesh, partition_spec
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameters
 from sflow_jax.models.t5 import T5Config
-from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.planning.lowering import lower_step
+from sflow_jax.settings import Placement
+from sflow_jax.storage.checkpoint import abstract
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
@@ -29,7 +31,7 @@ def mesh_name(sizes):
     ids=["transformer", "t5", "clip"],
 )
 def test_every_parameter_has_a_place(network, config, sizes):
-    shapes = {path: leaf.shape for path, leaf in parameters(abstract_network(network, config)).items()}
+    shapes = {path: leaf.shape for path, leaf in parameters(abstract(FLUX1.networks[network].build, config)).items()}
     places = parameter_shardings(network, shapes, make_mesh(sizes))
     if network == "transformer":
         # What one device holds of the big matrices: an eighth, whichever way they are split.
@@ -42,12 +44,12 @@ def test_every_parameter_has_a_place(network, config, sizes):
 @pytest.mark.parametrize("sizes", MESHES, ids=mesh_name)
 def test_the_full_size_step_lowers_on_every_mesh(sizes):
     """FLUX.1-dev, two groups of source and edit at 1024², from abstract weights; nothing is allocated."""
-    mesh, canvas = make_mesh(sizes), Canvas.of(1024, 1024, 8)
-    lowered = lower_step(
-        FluxConfig.dev(), dtype="bfloat16", mesh=mesh, groups=8, members=2, canvas=canvas, words=512
-    )
-    latents, _ = lowered.out_info
-    assert latents.shape == (16, canvas.tokens, 64)
+    info, words = find_info("flux-dev")
+    canvas = info.canvas(1024, 1024)
+    placement = Placement(dtype="bfloat16", mesh=make_mesh(sizes))
+    lowered = lower_step(info, placement, canvas, groups=8, members=2, words=words)
+    state, *_ = lowered.out_info
+    assert state.latents.shape == (16, canvas.tokens, 64)
     text = lowered.as_text()
     # Layers are scanned, not unrolled: 57 copies would make the program ten times as long.
     assert text.count("stablehlo.while") >= 2 and len(text) < 400_000

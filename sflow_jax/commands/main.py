@@ -3,6 +3,7 @@
 import importlib
 
 import click
+from click.shell_completion import CompletionItem
 
 from sflow_jax.commands.console import HELP_WIDTH, run_command, use_compilation_cache
 
@@ -32,9 +33,9 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def shell_complete(self, context: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         names = [name for name in COMMANDS if name.startswith(incomplete)]
-        found = [click.shell_completion.CompletionItem(name, help=COMMANDS[name]) for name in names]
+        found = [CompletionItem(name, help=COMMANDS[name]) for name in names]
         return found or super().shell_complete(context, incomplete)
 
 

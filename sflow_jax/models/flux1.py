@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sflow_jax.arrays import AnyArray
+from sflow_jax.arrays import AnyArray, Leaf
 from sflow_jax.models.attention import rotary_angles, rotate
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.models.interventions import (
@@ -116,8 +116,8 @@ class FluxConditioning(Conditioning):
     text: [b, w, e], T5's features of every token. pooled: [b, p], CLIP's vector at the end of the text.
     """
 
-    text: AnyArray
-    pooled: AnyArray
+    text: Leaf
+    pooled: Leaf
 
 
 class Modulation(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sflow_jax.arrays import AnyArray
+from sflow_jax.arrays import AnyArray, Leaf
 
 
 @functools.partial(
@@ -28,13 +28,13 @@ class LayerInterventions:
     which the rotary positions of the image's keys are moved.
     """
 
-    gate: AnyArray | None = None
-    inject: AnyArray | None = None
-    attention: AnyArray | None = None
-    mlp: AnyArray | None = None
-    text: AnyArray | None = None
-    heads: AnyArray | None = None
-    key_shift: AnyArray | None = None
+    gate: Leaf | None = None
+    inject: Leaf | None = None
+    attention: Leaf | None = None
+    mlp: Leaf | None = None
+    text: Leaf | None = None
+    heads: Leaf | None = None
+    key_shift: Leaf | None = None
 
     def per_layer(self) -> "LayerInterventions":
         """[b, n, …] → [n, b, …], as a scan over layers takes it."""
@@ -51,7 +51,7 @@ class Interventions:
     """What is done in one step. layers: [b, n, …]. region: [b, s], share of the injection that a token takes."""
 
     layers: LayerInterventions = LayerInterventions()
-    region: AnyArray | None = None
+    region: Leaf | None = None
 
 
 NOTHING = Interventions()

@@ -94,8 +94,9 @@ class Solve:
     ):
         """conditioning: one row an element, or two where guidance has branches."""
         batch = len(guidance)
-        self.sharding, everywhere = batch_sharding(mesh, groups), batch_sharding(mesh, 1)
-        self.blank = jax.device_put(Blank.of(groups, batch, canvas.tokens, channels), everywhere)
+        self.sharding = batch_sharding(mesh, groups)
+        # On the host like all arrays of a step: a committed one would compile another program.
+        self.blank = Blank.of(groups, batch, canvas.tokens, channels)
         self.step = functools.partial(
             take_step,
             transformer,

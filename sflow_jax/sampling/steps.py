@@ -87,7 +87,7 @@ def advance(velocity: Velocity, state: State, step: Step) -> tuple[State, Float[
     batch, groups = state.latents.shape[0], step.offset.shape[0]
     members = batch // groups
 
-    def sources(x: Array) -> Array:
+    def sources(x: AnyArray) -> Array:
         """Each element's member 0; grouped, so that no element leaves its device."""
         grouped = x.reshape(groups, members, *x.shape[1:])
         return jnp.broadcast_to(grouped[:, :1], grouped.shape).reshape(x.shape)

@@ -32,14 +32,14 @@ def draw(named: dict[str, str], details: Details, facing: int, size: int) -> np.
     reach = 0.18 if named["pose"] == "sitting" else 0.27
     animal.flat(ground, Oval(0.0, 0.0, reach, 0.03))
     if named["object"] != "none":
-        beside = replace(
+        thing = replace(
             animal,
             left=(0.5 + facing * 0.365) * pixels,
             top=(details.ground + 0.01) * pixels,
             unit=details.object_size * pixels,
         )
-        beside.flat(ground, Oval(0.0, 0.0, 0.11, 0.022))
-        _object(beside, named["object"], THING_COLOURS[named["object_colour"]])
+        thing.flat(ground, Oval(0.0, 0.0, 0.11, 0.022))
+        _object(thing, named["object"], THING_COLOURS[named["object_colour"]])
     _animal(animal, named, details)
     return np.array(image.reduce(4))
 

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from safetensors.numpy import load_file
-from sflow_convert.features import import_features
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.catalogue import ASSETS
+from sflow_jax.catalogue import ASSETS, open_published_features
 from sflow_jax.models.dinov2 import Dinov2
 
 BATCH = 64
@@ -45,14 +44,12 @@ class AttributeReader:
     """The embedded network and heads; call it with pictures in 0..1."""
 
     def __init__(self, folder: Path = ASSETS):
-        info, self.network = import_features(folder / "dinov2")
-        self.mean, self.spread = (
-            np.asarray(values, np.float32).reshape(1, 1, 1, 3)
-            for values in (info.preprocessing.mean, info.preprocessing.std)
-        )
-        told = json.loads((folder / "reader" / "config.json").read_text())
-        self.values: dict[str, list[str]] = told["named"]
-        self.details = list(told["unnamed"])
+        features = open_published_features(folder / "dinov2")
+        self.network, statistics = features.network, (features.preprocessing.mean, features.preprocessing.std)
+        self.mean, self.spread = (np.asarray(values, np.float32).reshape(1, 1, 1, 3) for values in statistics)
+        config = json.loads((folder / "reader" / "config.json").read_text())
+        self.values: dict[str, list[str]] = config["named"]
+        self.details = list(config["unnamed"])
         heads = load_file(folder / "reader" / "model.safetensors")
         self.heads = {name: value.astype(np.float32) for name, value in heads.items()}
 
@@ -65,10 +62,10 @@ class AttributeReader:
             tokens = _class_tokens(self.network, images[rows], self.mean, self.spread)
             parts.append(np.asarray(tokens)[: len(images) - start])
         features = np.concatenate(parts)
-        found = {}
+        columns = {}
         for name, values in self.values.items():
-            found[name] = [values[i] for i in self._scores(name, features).argmax(axis=-1)]
-        named = [dict(zip(found, row)) for row in zip(*found.values())]
+            columns[name] = [values[i] for i in self._scores(name, features).argmax(axis=-1)]
+        named = [dict(zip(columns, row)) for row in zip(*columns.values())]
         return Reading(named, self._scores("unnamed", features), features)
 
     def _scores(self, head: str, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n outputs"]:

@@ -213,7 +213,7 @@ class Sweep:
         between: tuple[int, int],
     ) -> Float[Array, "b s c"]:
         """The references' prompts, from latents before one step to latents before another."""
-        texts = [self.encode(self.plan.prompt(i)) for i in references]
+        texts = [self.encode(self.plan.prompt(int(i))) for i in references]
         branches = self.painter.family.guidance == "branches"
         return self.painter.denoise(
             latents,

@@ -17,11 +17,12 @@ from sflow_jax.runs.folder import RunFolder, read_manifest
 # Imports once, for importing takes longest, then forks a process a command line; tells its number and how it ended.
 FORKER = """
 import json, os, sys
-import sflow_jax.cli, sflow_jax.vitality.report
+import sflow_jax.commands.vital, sflow_jax.pipeline, sflow_jax.vitality.report
+from sflow_jax.commands import main
 for line in sys.stdin:
     if not (child := os.fork()):
         sys.argv = json.loads(line)
-        sflow_jax.cli.main()
+        main.main()
         sys.stdout.flush()
         os._exit(0)
     print(child, flush=True)

@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from commandline import run
 from etils import epath
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.memory import MemoryFileSystem
-from test_cli import run
 
-from sflow_jax import cli
 from sflow_jax.catalogue import load_features
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.runs.worker import Worker
@@ -76,7 +75,8 @@ def machine(monkeypatch):
 
 @pytest.fixture(scope="module")
 def plan(flow) -> Plan:
-    return Plan(("a red cat", "a dog in snow"), 1, 2, 3.5, 64, 64, 4, make_variants(range(flow.layers), 2))
+    canvas = flow.info.canvas(64, 64)
+    return Plan(("a red cat", "a dog in snow"), 1, 2, 3.5, canvas, 4, make_variants(range(flow.layers), 2))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def sweep(flow, plan):
 
     def make(folder, worker="1/1") -> Sweep:
         made = RunFolder(folder, {"plan": str(plan)})
-        return Sweep(flow, features, plan, made, worker=Worker.parse(worker), progress=False)
+        return Sweep(flow.painter, features, plan, made, worker=Worker.parse(worker))
 
     return make
 
@@ -173,7 +173,7 @@ def test_the_command_writes_its_report_there(machine, checkpoint, tmp_path, caps
     (tmp_path / "prompts.txt").write_text("a red cat\na dog in snow\n")
     plan = ("--steps", 2, "--batch", 4, "--height", 64, "--width", 64, "--prompts", tmp_path / "prompts.txt")
     command = ("vital", "--model", checkpoint, "--features", "toyworld", *plan, "--top", 2)
-    assert run(cli, *command, "--out", RUN) == 0
+    assert run(*command, "--out", RUN) == 0
     assert f"{RUN}/report.html" in capsys.readouterr().out
     assert {file.name for file in epath.Path(RUN).iterdir()} == {
         "manifest.json", "parts", "pictures", "report.html", "scores.csv", "scores.json", "vitality.png",
@@ -182,9 +182,9 @@ def test_the_command_writes_its_report_there(machine, checkpoint, tmp_path, caps
     told = (epath.Path(RUN) / "scores.json").read_text()
     assert len(json.loads(told)["choice"]["layers"]) == 2
     assert "data:image" in (epath.Path(RUN) / "report.html").read_text()
-    assert run(cli, *command, "--out", tmp_path / "run") == 0
+    assert run(*command, "--out", tmp_path / "run") == 0
     assert (tmp_path / "run" / "scores.json").read_text() == told
-    assert run(cli, *command, "--steps", 3, "--out", RUN) == 2
+    assert run(*command, "--steps", 3, "--out", RUN) == 2
     assert "steps: 2 there, 3 now" in capsys.readouterr().err
-    assert run(cli, "vital", "--compare", RUN, tmp_path / "run", "--out", "gs://bucket/compared") == 0
+    assert run("vital", "--compare", RUN, tmp_path / "run", "--out", "gs://bucket/compared") == 0
     assert epath.Path("gs://bucket/compared/comparison.html").exists()

@@ -13,7 +13,7 @@ from sflow_jax.reports.pages import number, percent
 from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg, vitality_chart, windows_chart
 from sflow_jax.vitality.comparison import compare, write_comparison
 from sflow_jax.vitality.pictures import Comparison
-from sflow_jax.vitality.report import write_report
+from sflow_jax.vitality.report import write_report_files
 from sflow_jax.vitality.scores import MEASURES, Rule, Variant
 from sflow_jax.vitality.summary import Summary, Table, summarise
 
@@ -37,7 +37,7 @@ def made(*, extras=True, rule=AUTO, distances=DISTANCES, seed=0, **settings) -> 
     noise = np.random.default_rng(seed).uniform(-0.01, 0.01, (PROMPTS, len(variants)))
     similarities = 1 - np.array([means]).repeat(PROMPTS, axis=0) - noise
     values = {name: similarities * (30 if name == "psnr" else 1) for name in MEASURES}
-    told = {"model": "a/tiny-dev", "double_blocks": DOUBLES, "steps": STEPS, "prompts": [EVIL] * 13} | settings
+    told = {"model": "a/tiny-dev", "layer_kinds": [["double", DOUBLES], ["single", LAYERS - DOUBLES]], "steps": STEPS, "prompts": [EVIL] * 13} | settings
     return summarise(Table(tuple(variants), values), told, rule)
 
 
@@ -100,7 +100,7 @@ def full(tmp_path_factory):
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
     costs = {"generations": 41, "seconds": 1.25, "device": EVIL}
-    write_report(folder, summary, PICTURES, costs)
+    write_report_files(folder, summary, PICTURES, costs)
     return folder, summary, (folder / "report.html").read_text()
 
 
@@ -150,13 +150,13 @@ def test_the_most_and_the_least_vital_layers_are_shown(full):
 def test_the_same_report_has_the_same_bytes(full, tmp_path):
     folder, summary, _ = full
     costs = {"generations": 41, "seconds": 1.25, "device": EVIL}
-    write_report(tmp_path / "again", summary, PICTURES, costs)
+    write_report_files(tmp_path / "again", summary, PICTURES, costs)
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 def test_a_sweep_without_pictures_windows_or_pairs(tmp_path):
-    write_report(tmp_path, made(extras=False), [], {})
+    write_report_files(tmp_path, made(extras=False), [], {})
     text = (tmp_path / "report.html").read_text()
     assert_self_contained(text)
     assert Page(text).tags.count("svg") == 1
@@ -171,7 +171,7 @@ def test_what_is_not_known_is_a_dash(tmp_path):
     summary = dataclasses.replace(summary, layers=(summary.layers[0], unknown, *summary.layers[2:]), halves=None)
     # As it comes back from a file.
     summary = Summary.from_json(summary.to_json())
-    write_report(tmp_path, summary, [kept()], {})
+    write_report_files(tmp_path, summary, [kept()], {})
     text = (tmp_path / "report.html").read_text()
     assert not {"nan", "NaN"} & {*Page(text).words} and 'data-value="nan"' not in text
     assert text.count('data-value="">–<') == 3 + len(MEASURES[1:])
@@ -184,7 +184,7 @@ def test_a_measure_that_nobody_took_is_left_out(tmp_path):
     run = made(extras=False)
     layers = tuple(dataclasses.replace(score, clip=float("nan")) for score in run.layers)
     correlations = run.rank_correlations | {"clip": float("nan")}
-    write_report(tmp_path, dataclasses.replace(run, layers=layers, rank_correlations=correlations), [], {})
+    write_report_files(tmp_path, dataclasses.replace(run, layers=layers, rank_correlations=correlations), [], {})
     page = Page((tmp_path / "report.html").read_text())
     assert "CLIP" not in page.text and "PSNR (dB) and SSIM compare" in page.text
     assert page.tags.count("td") == LAYERS * 8
@@ -196,7 +196,7 @@ def test_no_layer_or_every_layer_may_be_vital(tmp_path):
         (Rule("threshold", 0.0), "Layers 0, 1, 2, 3, 4 are"),
         (Rule("top", 1), "Layer 0 is vital: chosen by rank, the first 1"),
     ):
-        write_report(tmp_path, made(rule=rule), [], {})
+        write_report_files(tmp_path, made(rule=rule), [], {})
         text = (tmp_path / "report.html").read_text()
         assert said in Page(text).text
         assert (
@@ -209,7 +209,7 @@ def test_no_layer_or_every_layer_may_be_vital(tmp_path):
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_nothing_is_half_written_when_the_disk_is_full(name, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    write_report(folder, made(extras=False), [], {})
+    write_report_files(folder, made(extras=False), [], {})
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     summary = made(seed=1)
     write = epath.Path.write_bytes
@@ -223,9 +223,9 @@ def test_nothing_is_half_written_when_the_disk_is_full(name, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(type(epath.Path(folder)), "write_bytes", full_disk, raising=False)
         with pytest.raises(OSError, match="no space"):
-            write_report(folder, summary, [kept()], {})
+            write_report_files(folder, summary, [kept()], {})
     left = {file.name: file.read_bytes() for file in folder.iterdir()}
-    write_report(folder, summary, [kept()], {})
+    write_report_files(folder, summary, [kept()], {})
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert left.keys() == FILES and left[name] == before[name]
     assert all(left[file] in (before[file], after[file]) for file in FILES)
@@ -244,7 +244,7 @@ def test_a_comparison_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_file_in_the_way_is_told(tmp_path):
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(ValueError, match="is a file"):
-        write_report(tmp_path / "run", made(), [], {})
+        write_report_files(tmp_path / "run", made(), [], {})
     with pytest.raises(ValueError, match="is a file"):
         write_comparison(tmp_path / "run", compare(made(), made()))
 
@@ -256,7 +256,7 @@ def test_charts_are_the_same_every_time_and_keep_text_as_text():
         assert "layer bypassed</text>" in to_svg(one)
         assert not re.search(r"<dc:date|\b20\d\d-\d\d-\d\d", to_svg(one))
     inline = to_inline_svg(vitality_chart(made()))
-    assert inline.startswith("<svg") and "var(--chart-double, " in inline
+    assert inline.startswith("<svg") and "var(--chart-kind-1, " in inline
     with pytest.raises(ValueError, match="no windows"):
         windows_chart(made(extras=False))
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from sflow_jax.catalogue import load_features
-from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import to_uint8
-from sflow_jax.pictures.latents import draw_noise
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
@@ -30,11 +28,11 @@ def features():
 @pytest.fixture(scope="module")
 def plan(flow) -> Plan:
     variants = make_variants(range(flow.layers), 2, windows=2, pairs=(0, 2))
-    return Plan(WORDS[:2], 1, 2, 3.5, 64, 64, 4, variants)
+    return Plan(WORDS[:2], 1, 2, 3.5, flow.info.canvas(64, 64), 4, variants)
 
 
 def sweep(flow, features, plan, folder, **options) -> Sweep:
-    return Sweep(flow, features, plan, RunFolder(folder, {"plan": str(plan)}), progress=False, **options)
+    return Sweep(flow.painter, features, plan, RunFolder(folder, {"plan": str(plan)}), **options)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +68,7 @@ def test_windows_that_begin_late_start_from_the_reference(flow, features, plan, 
     """A picture bypassed in the second step only, painted again from its noise."""
     _, table = whole
     number, variant = next((i, v) for i, v in enumerate(plan.variants) if v.first == 1)
-    canvas = Canvas.of(64, 64, flow.autoencoder.config.downsampling)
-    noise = draw_noise(1, canvas.tokens, flow.transformer.config.in_channels)
+    noise = flow.painter.noise(flow.info.canvas(64, 64), 1)
     control = LayerControl.none(2, 2, flow.layers).bypassing(variant.layers, steps=[1], elements=[0])
     latents = flow.denoise(
         np.stack([noise, noise]), flow.encode_prompts([WORDS[1]] * 2), control,
@@ -84,7 +81,7 @@ def test_windows_that_begin_late_start_from_the_reference(flow, features, plan, 
 
 def test_a_sweep_compiles_once(flow, features, plan, whole, tmp_path):
     with jax.no_tracing():
-        other = Plan(WORDS[2:4], 1, 2, 1.5, 64, 64, 4, make_variants((1, 3), 2))
+        other = Plan(WORDS[2:4], 1, 2, 1.5, plan.canvas, 4, make_variants((1, 3), 2))
         sweep(flow, features, other, tmp_path / "run").exhaustive()
 
 
@@ -131,7 +128,7 @@ def test_workers_share_a_folder(flow, features, plan, whole, tmp_path):
 
 
 def test_adaptive_stops_early_and_keeps_to_its_rounds(flow, features, tmp_path):
-    plan = Plan(WORDS, 1, 2, 3.5, 64, 64, 4, make_variants(range(flow.layers), 2))
+    plan = Plan(WORDS, 1, 2, 3.5, flow.info.canvas(64, 64), 4, make_variants(range(flow.layers), 2))
     far_below = Elimination(Rule("threshold", -5.0), len(WORDS))
     table = sweep(flow, features, plan, tmp_path / "run").adaptive(far_below)
     seen = ~np.isnan(table.values["dino"])
@@ -175,7 +172,7 @@ def test_variants():
         ((3,), 0, 5), ((3,), 5, 10), ((3,), 10, 15), ((5,), 0, 5), ((5,), 5, 10), ((5,), 10, 15),
         ((3, 5), 0, 15),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="--windows must be 1 to 15"):
+    with pytest.raises(ValueError, match="windows must be 1 to 15"):
         make_variants((3,), 15, windows=16)
     with pytest.raises(ValueError, match="missing: 7"):
         make_variants((3,), 15, pairs=(3, 7))
@@ -183,7 +180,7 @@ def test_variants():
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
 def test_bad_workers(text):
-    with pytest.raises(ValueError, match="--worker must be"):
+    with pytest.raises(ValueError, match="worker must be"):
         Worker.parse(text)
 
 

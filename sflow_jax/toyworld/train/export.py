@@ -1,6 +1,5 @@
 """Stage `export`: every network under its published names, in the folder layout of FLUX.1-dev."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def export(training: Training, assets: Path, transformer: str = "distill") -> No
     plan = training.plan
     world = training.world()
     model, reader, clip = (training.trained(name) for name in (transformer, "dino", "clip"))
-    vae = dataclasses.replace(plan.vae, shift_factor=world.whitening.shift, scaling_factor=world.whitening.scale)
+    vae = world.autoencoder.config
     write_json(assets / "model_index.json", MODEL_INDEX)
     write_json(assets / "scheduler" / "scheduler_config.json", SCHEDULER)
     save_tokenizers(assets)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,30 @@ import numpy as np
 from flax import nnx
 from jax.scipy.special import ndtri
 
+from sflow_jax.arrays import AnyArray
+from sflow_jax.families.flux1 import FLUX1
 from sflow_jax.models.autoencoder import Autoencoder
 from sflow_jax.models.clip import ClipText
-from sflow_jax.models.flux1 import Flux, FluxConfig, position_ids
+from sflow_jax.models.flux1 import Flux, FluxConditioning, FluxConfig
+from sflow_jax.models.interventions import NOTHING, Interventions
+from sflow_jax.models.layout import Output
 from sflow_jax.models.t5 import T5Encoder
-from sflow_jax.pictures.latents import pack, unpack
-from sflow_jax.toyworld.train.hf import SHIFT
+from sflow_jax.painter import decode_latents
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import to_unit
+from sflow_jax.pictures.latents import pack
+from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.guidance import both_branches, guided_by_branches, interleave
+from sflow_jax.sampling.schedule import Schedule
+from sflow_jax.sampling.solve import Solve
+from sflow_jax.sampling.steps import denoising_steps
+from sflow_jax.settings import AUTOMATIC
+from sflow_jax.toyworld.train.hf import SCHEDULER
 from sflow_jax.toyworld.train.loop import Recipe, Stage
-from sflow_jax.toyworld.train.pictures import save_grid, to_uint8
+from sflow_jax.toyworld.train.pictures import save_pairs
 from sflow_jax.toyworld.train.pool import Pool, indices
 from sflow_jax.toyworld.train.tokenizers import clip_tokenizer, t5_tokenizer, token_ids
-from sflow_jax.toyworld.train.vae import Whitening
+from sflow_jax.toyworld.train.vae import Whitening, picture_canvas
 
 CAPTION_DROPOUT = 0.1
 # Of sigma's logit.
@@ -38,7 +52,7 @@ class World:
     """What both stages train on.
 
     Attributes:
-        pool: captions; its pictures are not looked at.
+        pool: captions; of its pictures only the size is used.
         latents: means, float16 [n, yl, xl, c], as encoded.
         whitening: makes the transformer's latents of them.
         held_out: scenes to preview.
@@ -60,9 +74,9 @@ class World:
         return {"clip": self.clip, "t5": self.t5}
 
     @property
-    def ids(self) -> np.ndarray:
-        """Position ids of the packed latents."""
-        return position_ids(*self.latents.shape[1:3])
+    def canvas(self) -> Canvas:
+        """The pictures' size."""
+        return picture_canvas(self.pool.pictures, self.autoencoder.config)
 
     def batch(self, size: int, dropout: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Packed latents and caption tokens, some captions empty."""
@@ -78,16 +92,31 @@ class World:
         }
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Captions:
     """Tokens of captions, int32 [n, w]."""
 
-    t5_ids: np.ndarray
-    clip_ids: np.ndarray
+    t5_ids: AnyArray
+    clip_ids: AnyArray
+
+    def __len__(self) -> int:
+        return len(self.t5_ids)
 
     @classmethod
     def of(cls, captions: list[str]) -> "Captions":
+        """From what they say."""
         return cls(token_ids(t5_tokenizer(), captions), token_ids(clip_tokenizer(), captions))
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, AnyArray]) -> "Captions":
+        """Of a training batch."""
+        return cls(batch["t5_ids"], batch["clip_ids"])
+
+    @property
+    def words(self) -> list[str]:
+        """What they say."""
+        return t5_tokenizer().batch_decode(self.t5_ids, skip_special_tokens=True)
 
 
 @functools.cache
@@ -106,6 +135,43 @@ def initial_flux(config: FluxConfig, seed: int) -> Flux:
     return model
 
 
+class Teacher(nnx.Module):
+    """A transformer that knows one guidance, 1: a second branch, without captions, guides it."""
+
+    def __init__(self, network: Flux):
+        self.network = network
+
+    @property
+    def config(self) -> FluxConfig:
+        """The network's."""
+        return self.network.config
+
+    def __call__(
+        self, latents: jax.Array, conditioning: FluxConditioning, *, guidance: AnyArray, **inputs: Any
+    ) -> Output:
+        """The network's output, whatever scale its caller gives the branches."""
+        return self.network(latents, conditioning, guidance=jnp.ones_like(guidance), **inputs)
+
+    def guided(
+        self,
+        latents: jax.Array,
+        branches: FluxConditioning,
+        *,
+        sigma: jax.Array,
+        guidance: jax.Array,
+        canvas: Canvas,
+    ) -> jax.Array:
+        """Velocity of latents [b, s, c] at their sigmas and guidances [b]; branches: interleaved, two rows each."""
+        count = len(latents)
+        sigmas, scales = both_branches((sigma, guidance), count)
+        inputs = {"sigma": sigmas, "guidance": scales, "canvas": canvas, "unroll": True}
+
+        def evaluate(point: jax.Array, interventions: Interventions) -> jax.Array:
+            return self(point, branches, interventions=interventions, **inputs).velocity
+
+        return guided_by_branches(evaluate, latents, guidance, NOTHING, count)
+
+
 def sample_sigmas(key: jax.Array, count: int) -> jax.Array:
     """Logit-normal sigmas, one from each of `count` equally likely intervals (less noisy gradients)."""
     offset, order = jax.random.split(key)
@@ -122,7 +188,7 @@ def noised(latents: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
 
 def flow_stage(flux: FluxConfig, recipe: Recipe, world: World, folder: Path) -> Stage:
     """The transformer; its guidance input stays at 1."""
-    ids = world.ids
+    canvas = world.canvas
 
     def loss(model: Flux, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma_key, noise_key = jax.random.split(key)
@@ -131,18 +197,13 @@ def flow_stage(flux: FluxConfig, recipe: Recipe, world: World, folder: Path) -> 
         noise = jax.random.normal(noise_key, latents.shape)
         velocity = model(
             noised(latents, sigma, noise),
-            *encode(frozen, batch["t5_ids"], batch["clip_ids"]),
-            timestep=sigma,
+            encode(frozen, Captions.of_batch(batch)),
+            sigma=sigma,
             guidance=jnp.ones_like(sigma),
-            image_ids=ids,
+            canvas=canvas,
             unroll=True,
-        )
+        ).velocity
         return jnp.mean((velocity - (noise - latents)) ** 2), {}
-
-    def preview(model: Flux, step: int) -> None:
-        captions, truth = preview_captions(world.held_out)
-        made = sample(model, world, captions, PREVIEW_GUIDANCE, distilled=False)
-        save_grid(np.concatenate([made, truth]), folder / "flow" / f"grid_{step}.png")
 
     return Stage(
         name="flow",
@@ -151,14 +212,14 @@ def flow_stage(flux: FluxConfig, recipe: Recipe, world: World, folder: Path) -> 
         loss=loss,
         batch=lambda rng: world.batch(recipe.batch, CAPTION_DROPOUT, rng),
         frozen=world.encoders,
-        preview=preview,
+        preview=lambda model, step: save_samples(Teacher(model), world, folder / "flow" / f"grid_{step}.png"),
         preview_every=800,
     )
 
 
 def distill_stage(teacher: Flux, recipe: Recipe, world: World, folder: Path) -> Stage:
     """The student learns the teacher's guided velocity, the guidance scale being an input."""
-    ids, empty = world.ids, empty_captions()
+    canvas = world.canvas
 
     def loss(student: Flux, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma_key, noise_key, guidance_key, plain_key = jax.random.split(key, 4)
@@ -167,20 +228,12 @@ def distill_stage(teacher: Flux, recipe: Recipe, world: World, folder: Path) -> 
         sigma = sample_sigmas(sigma_key, count)
         guidance = jax.random.uniform(guidance_key, (count,), minval=GUIDANCE_RANGE[0], maxval=GUIDANCE_RANGE[1])
         guidance = jnp.where(jax.random.uniform(plain_key, (count,)) < PLAIN_SHARE, 1.0, guidance)
-        inputs = {"timestep": sigma, "image_ids": ids, "unroll": True}
         noisy = noised(latents, sigma, jax.random.normal(noise_key, latents.shape))
-        text, pooled = encode(frozen, batch["t5_ids"], batch["clip_ids"])
-        nothing = [jnp.repeat(x, count, axis=0) for x in encode(frozen, empty.t5_ids, empty.clip_ids)]
-        ones = jnp.ones_like(sigma)
-        told = frozen["teacher"](noisy, text, pooled, guidance=ones, **inputs)
-        untold = frozen["teacher"](noisy, *nothing, guidance=ones, **inputs)
-        target = untold + guidance[:, None, None] * (told - untold)
-        return jnp.mean((student(noisy, text, pooled, guidance=guidance, **inputs) - target) ** 2), {}
-
-    def preview(student: Flux, step: int) -> None:
-        captions, truth = preview_captions(world.held_out)
-        made = sample(student, world, captions, PREVIEW_GUIDANCE)
-        save_grid(np.concatenate([made, truth]), folder / "distill" / f"grid_{step}.png")
+        captions = encode(frozen, Captions.of_batch(batch))
+        branches = interleave(captions, without_captions(frozen, count), count)
+        target = frozen["teacher"].guided(noisy, branches, sigma=sigma, guidance=guidance, canvas=canvas)
+        output = student(noisy, captions, sigma=sigma, guidance=guidance, canvas=canvas, unroll=True)
+        return jnp.mean((output.velocity - target) ** 2), {}
 
     return Stage(
         name="distill",
@@ -188,65 +241,65 @@ def distill_stage(teacher: Flux, recipe: Recipe, world: World, folder: Path) -> 
         build=lambda seed: jax.tree.map(jnp.copy, teacher),
         loss=loss,
         batch=lambda rng: world.batch(recipe.batch, 0.0, rng),
-        frozen=world.encoders | {"teacher": teacher},
-        preview=preview,
+        frozen=world.encoders | {"teacher": Teacher(teacher)},
+        preview=lambda model, step: save_samples(model, world, folder / "distill" / f"grid_{step}.png"),
     )
 
 
-def encode(models: dict[str, Any], t5_ids: jax.Array, clip_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Text features and pooled vectors."""
-    return models["t5"](t5_ids), models["clip"](clip_ids)[1]
+@jax.jit
+def encode(encoders: Mapping[str, Any], captions: Captions) -> FluxConditioning:
+    """Text features and pooled vectors, a row a caption."""
+    return FluxConditioning(encoders["t5"](captions.t5_ids), encoders["clip"](captions.clip_ids)[1])
+
+
+def without_captions(encoders: Mapping[str, Any], count: int) -> FluxConditioning:
+    """So many rows of the empty caption."""
+    return encode(encoders, empty_captions()).rows([0] * count)
 
 
 def preview_captions(pool: Pool, count: int = 32) -> tuple[Captions, np.ndarray]:
-    """The first captions of a pool and their drawings."""
+    """The first captions of a pool, and their drawings, uint8 [n, y, x, 3]."""
     captions = Captions(*(getattr(pool, name)[:count, 0].astype(np.int32) for name in ("t5_ids", "clip_ids")))
     return captions, np.asarray(pool.pictures[:count])
 
 
-def guided_velocity(models, noisy, sigma, guidance: float, conditions, ids, distilled: bool) -> jax.Array:
-    """Velocity at one sigma: of a student with guidance as an input, or of a teacher, told and untold."""
-    (text, pooled), (no_text, no_pooled) = conditions
-    count = len(noisy)
-    inputs = {"timestep": jnp.full((count,), sigma), "image_ids": ids}
-    scale = jnp.full((count,), guidance if distilled else 1.0)
-    told = models["flux"](noisy, text, pooled, guidance=scale, **inputs)
-    if distilled:
-        return told
-    nothing = [jnp.repeat(x, count, axis=0) for x in (no_text, no_pooled)]
-    untold = models["flux"](noisy, *nothing, guidance=scale, **inputs)
-    return untold + guidance * (told - untold)
-
-
 def sample(
-    model: Flux,
+    model: Flux | Teacher,
     world: World,
     captions: Captions,
     guidance: float,
     *,
-    distilled: bool = True,
     steps: int = PREVIEW_STEPS,
     seed: int = 0,
 ) -> np.ndarray:
-    """Pictures of captions by Euler steps along the scheduler's sigmas, uint8 [n, y, x, 3]."""
-    rows, columns, channels = world.latents.shape[1:]
-    shape = (len(captions.t5_ids), len(world.ids), 4 * channels)
-    even = np.linspace(1, 1 / steps, steps)
-    sigmas = np.append(np.exp(SHIFT) / (np.exp(SHIFT) + 1 / even - 1), 0.0)
+    """Pictures of captions by Euler steps along the scheduler's sigmas, [n, y, x, 3] in 0..1.
 
-    @jax.jit
-    def run(models, captions: tuple[jax.Array, jax.Array], noise: jax.Array) -> jax.Array:
-        conditions = encode(models, *captions), encode(models, empty_captions().t5_ids, empty_captions().clip_ids)
+    A teacher is guided by a second branch without captions.
+    """
+    canvas, count, channels = world.canvas, len(captions), model.config.in_channels
+    conditioning = encode(world.encoders, captions)
+    if isinstance(model, Teacher):
+        conditioning = interleave(conditioning, without_captions(world.encoders, count), count)
+    solve = Solve(
+        model,
+        canvas,
+        conditioning,
+        np.full(count, guidance, np.float32),
+        channels=channels,
+        groups=count,
+        mesh=None,
+        kernel=AUTOMATIC,
+    )
+    sigmas = Schedule.from_hf(SCHEDULER).sigmas(steps, canvas.tokens)
+    intervals = denoising_steps(sigmas, LayerControl.none(steps, count, model.config.layers), solve.blank)
+    latents = jax.random.normal(jax.random.key(seed), (count, canvas.tokens, channels))
+    for reached in solve(latents, intervals):
+        latents = reached.latents
+    return np.asarray(decode_latents(world.autoencoder, latents, family=FLUX1, canvas=canvas))
 
-        def step(noisy: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
-            velocity = guided_velocity(models, noisy, pair[0], guidance, conditions, world.ids, distilled)
-            return noisy + (pair[1] - pair[0]) * velocity, None
 
-        pairs = jnp.stack([sigmas[:-1], sigmas[1:]], axis=1).astype(jnp.float32)
-        packed, _ = jax.lax.scan(step, noise, pairs)
-        latents = unpack(packed / world.whitening.scale + world.whitening.shift, rows, columns)
-        return models["autoencoder"].decode(latents)
-
-    noise = jax.random.normal(jax.random.key(seed), shape)
-    models = world.encoders | {"flux": model, "autoencoder": world.autoencoder}
-    return to_uint8(run(models, (captions.t5_ids, captions.clip_ids), noise))
+def save_samples(model: Flux | Teacher, world: World, path: Path) -> None:
+    """Pictures of captions that training never saw, and what was drawn of them."""
+    captions, drawings = preview_captions(world.held_out)
+    pictures = sample(model, world, captions, PREVIEW_GUIDANCE)
+    save_pairs(pictures, to_unit(drawings), captions.words, path)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sflow_jax.families.flux1 import DEV_SCHEDULER
 from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.clip_vision import ClipConfig, ClipVisionConfig
@@ -21,20 +22,12 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "FluxTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-# Dev's own.
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "_diffusers_version": "0.30.0",
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 4096,
-    "max_shift": 1.15,
     "num_train_timesteps": 1000,
-    "shift": 3.0,
-    "use_dynamic_shifting": True,
+    **DEV_SCHEDULER,
 }
-# What it comes to at 64 tokens: the exponent of the shift.
-SHIFT = 0.4675
 
 
 def preprocessor_config(size: int, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> dict[str, Any]:

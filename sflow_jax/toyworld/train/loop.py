@@ -76,7 +76,7 @@ class Stage:
         loss: what is minimised.
         batch: step's generator → arrays with a leading batch axis.
         frozen: networks that the loss needs and that stay as they are.
-        preview: averaged parameters, step → None; writes a picture of what they can do.
+        preview: averaged parameters on the first device, step → None; writes a picture of what they can do.
         preview_every: steps between previews.
     """
 
@@ -137,8 +137,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The folder of the latest complete checkpoint."""
-        found = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
-        return max(found, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+        complete = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+        return max(complete, key=lambda path: int(path.name.removeprefix("step_")), default=None)
 
     def save(self, state: State) -> None:
         """Write the state, then remove older ones (Orbax renames a finished folder into place)."""
@@ -209,7 +209,8 @@ def train(stage: Stage, run: Run) -> State:
                 checkpoints.save(state)
                 saved = time.monotonic()
             if stage.preview and (step % stage.preview_every == 0 or step == stage.recipe.steps):
-                stage.preview(state.average, step)
+                # Where the networks of the stages before are.
+                stage.preview(jax.device_put(state.average, jax.devices()[0]), step)
     checkpoints.save(state)
     return state
 
@@ -226,7 +227,7 @@ def _report(bar: tqdm, lines: Any, step: int, numbers: Mapping[str, np.ndarray],
 
 def finished(stage: Stage, run: Run) -> Any:
     """The averaged parameters of a stage that has run; ValueError if it has no checkpoint."""
-    kept = Checkpoints(run.folder / stage.name).restore({"average": stage.build(run.seed)})
-    if kept is None:
+    checkpoint = Checkpoints(run.folder / stage.name).restore({"average": stage.build(run.seed)})
+    if checkpoint is None:
         raise ValueError(f"stage {stage.name} has not run yet: no checkpoint in {run.folder / stage.name}")
-    return kept["average"]
+    return checkpoint["average"]

@@ -21,10 +21,9 @@ def over_names(inner: optax.GradientTransformation) -> optax.GradientTransformat
     """The same rule for a pytree of modules, which `inner` sees as a dict of named leaves."""
 
     def update(updates, state, params=None):
-        made, state = inner.update(named_leaves(updates), state, named_leaves(params))
-        return jax.tree.unflatten(
-            jax.tree.structure(updates), [made[name] for name in named_leaves(updates)]
-        ), state
+        changes, state = inner.update(named_leaves(updates), state, named_leaves(params))
+        leaves = [changes[name] for name in named_leaves(updates)]
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
     return optax.GradientTransformation(lambda params: inner.init(named_leaves(params)), update)
 

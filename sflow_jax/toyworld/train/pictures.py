@@ -1,27 +1,22 @@
 """Pictures of a run: grids of samples, and loss curves."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from sflow_jax.pictures.grids import captioned_grid
+
+# Even, so that pairs stay together.
+COLUMNS = 8
 
 
-def to_uint8(pictures: np.ndarray) -> np.ndarray:
-    """Pictures in -1..1 → 0..255."""
-    return np.clip(np.round((np.asarray(pictures) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def save_grid(pictures: np.ndarray, path: Path, columns: int = 8, zoom: int = 2) -> None:
-    """Write uint8 pictures [n, y, x, 3] as one PNG, row by row."""
-    rows = -(-len(pictures) // columns)
-    height, width = pictures.shape[1:3]
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = picture
-    image = Image.fromarray(sheet)
-    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+def save_pairs(pictures: np.ndarray, drawings: np.ndarray, captions: Sequence[str], path: Path) -> None:
+    """Write one PNG: pictures [n, y, x, 3] in 0..1 with their captions, to the right of each what was drawn."""
+    pairs = np.stack([pictures, drawings], axis=1).reshape(-1, *drawings.shape[1:])
+    titles = [title for caption in captions for title in (caption, "drawn")]
+    captioned_grid(pairs, titles, columns=COLUMNS).save(path)
 
 
 def save_curve(folder: Path) -> None:

@@ -14,6 +14,16 @@ from sflow_jax.toyworld.train.tokenizers import TEXT_TOKENS
 
 # Beside the words, each tokenizer has three special tokens; CLIP's end of text is its last.
 VOCABULARY = len(vocabulary()) + 3
+# Of the model that ships with the package.
+RECIPES = {
+    "vae": Recipe(2600, 16, 2e-3, average=0.99),
+    "decoder": Recipe(2600, 16, 2e-3, average=0.99),
+    "clip": Recipe(450, 128, 1e-3),
+    "t5": Recipe(800, 128, 2e-3, average=0.99, orthogonal=True),
+    "dino": Recipe(4500, 64, 1e-3, average=0.99, orthogonal=True),
+    "flow": Recipe(8000, 32, 2e-3, warmup=300, orthogonal=True),
+    "distill": Recipe(400, 32, 7e-4, warmup=20, average=0.98, orthogonal=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,34 +79,26 @@ class Plan:
                 pooled_width=128,
                 rotary_axes=(8, 28, 28),
             ),
-            recipes={
-                "vae": Recipe(2600, 16, 2e-3, average=0.99),
-                "decoder": Recipe(2600, 16, 2e-3, average=0.99),
-                "clip": Recipe(450, 128, 1e-3),
-                "t5": Recipe(800, 128, 2e-3, average=0.99, orthogonal=True),
-                "dino": Recipe(4500, 64, 1e-3, average=0.99, orthogonal=True),
-                "flow": Recipe(8000, 32, 2e-3, warmup=300, orthogonal=True),
-                "distill": Recipe(400, 32, 7e-4, warmup=20, average=0.98, orthogonal=True),
-            },
+            recipes=dict(RECIPES),
         )
 
     @classmethod
     def tiny(cls) -> "Plan":
         """The same stages at the smallest sizes, for tests: a few steps take seconds."""
-        whole = cls.embedded()
-        text = dataclasses.replace(whole.clip.text, width=16, heads=2, mlp_width=32, layers=1)
-        vision = dataclasses.replace(whole.clip.vision, width=16, heads=2, mlp_width=32, layers=1, picture_size=16)
+        full = cls.embedded()
+        text = dataclasses.replace(full.clip.text, width=16, heads=2, mlp_width=32, layers=1)
+        vision = dataclasses.replace(full.clip.vision, width=16, heads=2, mlp_width=32, layers=1, picture_size=16)
         return dataclasses.replace(
-            whole,
+            full,
             size=16,
             scenes=24,
             held_out=8,
             vae=AutoencoderConfig(widths=(8, 8, 8), blocks_per_level=1, norm_groups=4, latent_channels=4),
             clip=ClipConfig(text, vision, projection=16),
             dino=Dinov2Config(width=16, heads=2, layers=1, picture_size=16, patch_size=8, swiglu=False),
-            t5=dataclasses.replace(whole.t5, width=16, heads=2, head_dim=8, mlp_width=16, layers=1),
+            t5=dataclasses.replace(full.t5, width=16, heads=2, head_dim=8, mlp_width=16, layers=1),
             flux=dataclasses.replace(
-                whole.flux,
+                full.flux,
                 in_channels=16,
                 double_blocks=1,
                 single_blocks=1,
@@ -105,5 +107,5 @@ class Plan:
                 pooled_width=16,
                 rotary_axes=(4, 2, 2),
             ),
-            recipes={name: Recipe(4, 8, 1e-3, warmup=1) for name in whole.recipes},
+            recipes={name: Recipe(4, 8, 1e-3, warmup=1) for name in full.recipes},
         )

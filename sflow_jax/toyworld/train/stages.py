@@ -78,9 +78,9 @@ class Training:
 
     def autoencoder(self) -> Autoencoder:
         """Of stage `vae`, with the polished decoder as soon as there is one."""
-        whole = self.trained("vae")
+        model = self.trained("vae")
         polished = Checkpoints(self.folder / "decoder").newest() is not None
-        return with_decoder(whole, self.trained("decoder")) if polished else whole
+        return with_decoder(model, self.trained("decoder")) if polished else model
 
     def latents(self) -> np.ndarray:
         """Of the training scenes, float16 [n, yl, xl, c], made once."""
@@ -90,7 +90,7 @@ class Training:
         """Measured once and kept, so that all stages agree."""
         path = self.folder / "whitening.json"
         if not path.exists():
-            made = Whitening.measured(self.latents()[:MEASURED])
-            path.write_text(json.dumps(dataclasses.asdict(made) | {"mixing": made.mixing.tolist()}))
-        kept = json.loads(path.read_text())
-        return Whitening(np.asarray(kept["mixing"], np.float32), kept["shift"], kept["scale"])
+            measured = Whitening.measured(self.latents()[:MEASURED])
+            path.write_text(json.dumps(dataclasses.asdict(measured) | {"mixing": measured.mixing.tolist()}))
+        stored = json.loads(path.read_text())
+        return Whitening(np.asarray(stored["mixing"], np.float32), stored["shift"], stored["scale"])

@@ -17,13 +17,13 @@ CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 def _word_level(tokens: list[str], unknown: str, template: str, special: tuple[str, ...]) -> Tokenizer:
     """A tokenizer that splits at spaces and punctuation and knows exactly `tokens`."""
     numbers = {token: number for number, token in enumerate(tokens)}
-    made = Tokenizer(models.WordLevel(numbers, unk_token=unknown))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=unknown))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(token, numbers[token]) for token in special]
     )
-    return made
+    return tokenizer
 
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:

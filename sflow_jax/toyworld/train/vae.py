@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sflow_jax.families.flux1 import FLUX1
+from sflow_jax.measures.metrics import psnr
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Decoder
-from sflow_jax.pictures.files import to_network
+from sflow_jax.painter import decode_latents, encode_pictures
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import to_network, to_unit
 from sflow_jax.toyworld.train.loop import Recipe, Stage
-from sflow_jax.toyworld.train.pictures import save_grid, to_uint8
+from sflow_jax.toyworld.train.pictures import save_pairs
 from sflow_jax.toyworld.train.pool import Pool, indices
 
 # Just enough to keep the latents' spread near 1 and their values continuous.
@@ -21,12 +25,6 @@ L1_WEIGHT = 0.1
 WHITENING_FLOOR = 0.1
 # Of the exported posterior, in the transformer's units.
 POSTERIOR_SPREAD = 0.01
-
-
-def psnr(pictures: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over pictures of the PSNR in dB; uint8 [n, y, x, 3] each."""
-    error = (pictures.astype(np.float64) - truth.astype(np.float64)) ** 2
-    return float(np.mean(10 * np.log10(255.0**2 / np.maximum(error.mean(axis=(1, 2, 3)), 1e-9))))
 
 
 def vae_loss(model: Autoencoder, frozen: None, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -45,19 +43,24 @@ def reconstruction_loss(error: jax.Array) -> tuple[jax.Array, jax.Array]:
     return squared + L1_WEIGHT * jnp.mean(jnp.abs(error)), 10 * jnp.log10(4 / squared)
 
 
-@jax.jit
-def reconstruct(model: Autoencoder, pictures: jax.Array) -> jax.Array:
-    """Decode the mean of the latents."""
-    return model.decode(model.encode(pictures)[0])
+def picture_canvas(pictures: np.ndarray, config: AutoencoderConfig) -> Canvas:
+    """The size of pictures [n, y, x, 3], in pixels and in tokens of the transformer."""
+    return Canvas.of(*pictures.shape[1:3], FLUX1.token_side({"autoencoder": config}))
 
 
-def save_reconstructions(model: Autoencoder, truth: np.ndarray, folder: Path, step: int) -> None:
-    """A grid of pictures (uint8) above their reconstructions, and a line with the PSNR of all of them."""
-    truth = np.asarray(truth)
-    made = to_uint8(reconstruct(model, to_network(truth)))
-    save_grid(np.concatenate([truth[:16], made[:16]]), folder / f"grid_{step}.png")
+def reconstruct(model: Autoencoder, pictures: np.ndarray) -> np.ndarray:
+    """Decode the mean of the latents of uint8 pictures: [n, y, x, 3] in 0..1."""
+    latents = encode_pictures(model, to_network(pictures), family=FLUX1)
+    return np.asarray(decode_latents(model, latents, family=FLUX1, canvas=picture_canvas(pictures, model.config)))
+
+
+def save_reconstructions(model: Autoencoder, pictures: np.ndarray, folder: Path, step: int) -> None:
+    """A grid of reconstructions and pictures (uint8 [n, y, x, 3]), and a line with the mean PSNR of all of them."""
+    decoded, drawings = reconstruct(model, pictures), to_unit(pictures)
+    save_pairs(decoded[:16], drawings[:16], ["decoded"] * 16, folder / f"grid_{step}.png")
+    decibel = np.mean([psnr(*pair) for pair in zip(decoded, drawings)])
     with (folder / "psnr.txt").open("a") as file:
-        file.write(f"{step} {psnr(made, truth):.2f}\n")
+        file.write(f"{step} {decibel:.2f}\n")
 
 
 def vae_stage(config: AutoencoderConfig, recipe: Recipe, pool: Pool, held_out: Pool, folder: Path) -> Stage:
@@ -83,9 +86,9 @@ def vae_stage(config: AutoencoderConfig, recipe: Recipe, pool: Pool, held_out: P
 
 def with_decoder(model: Autoencoder, decoder: Decoder) -> Autoencoder:
     """The same encoder with another decoder."""
-    made = jax.tree.map(lambda leaf: leaf, model)
-    made.decoder = decoder
-    return made
+    joined = jax.tree.map(lambda leaf: leaf, model)
+    joined.decoder = decoder
+    return joined
 
 
 def decoder_stage(
@@ -150,17 +153,18 @@ class Whitening:
         return (means.astype(np.float32) @ self.mixing - self.shift) * self.scale
 
     def autoencoder(self, model: Autoencoder) -> Autoencoder:
-        """The same autoencoder with the mixing in it: two convolutions take it in exactly.
+        """The same autoencoder with the whitening in it: two convolutions take the mixing in exactly.
 
         The posterior, which training does not use, gets one narrow width for all latents.
         """
-        made, channels = jax.tree.map(lambda leaf: leaf, model), len(self.mixing)
-        out, into = made.encoder.conv_out, made.decoder.conv_in
+        whitened, channels = jax.tree.map(lambda leaf: leaf, model), len(self.mixing)
+        whitened.config = dataclasses.replace(model.config, shift_factor=self.shift, scaling_factor=self.scale)
+        out, into = whitened.encoder.conv_out, whitened.decoder.conv_in
         for parameter, log_variance in ((out.kernel, 0.0), (out.bias, 2 * np.log(POSTERIOR_SPREAD / self.scale))):
             means = parameter[..., :channels] @ self.mixing
             parameter[...] = jnp.concatenate([means, jnp.full_like(means, log_variance)], axis=-1)
         into.kernel[...] = jnp.einsum("ci,yxio->yxco", np.linalg.inv(self.mixing), into.kernel[...])
-        return made
+        return whitened
 
 
 def encode_pool(model: Autoencoder, pool: Pool, path: Path, batch: int = 64) -> np.ndarray:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from sflow_jax.models.clip_vision import Clip, ClipConfig
 from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
+from sflow_jax.pictures.files import to_unit
 from sflow_jax.toyworld.attributes import ATTRIBUTES
 from sflow_jax.toyworld.train.loop import Recipe, Stage
 from sflow_jax.toyworld.train.pool import NAMED, UNNAMED, Pool, indices
@@ -29,18 +30,16 @@ SHAPES = ("species", "pose", "object", "side")
 
 
 def normalise(pictures: jax.Array, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> jax.Array:
-    """uint8 0..255 or float 0..1 pictures, as a published vision network expects them."""
-    if pictures.dtype == jnp.uint8:
-        pictures = pictures.astype(jnp.float32) / 255
+    """Pictures in 0..1 [b, y, x, 3], as a published vision network expects them."""
     mean, spread = (jnp.array(values) for values in statistics)
     return (pictures - mean.reshape(1, 1, 1, -1)) / spread.reshape(1, 1, 1, -1)
 
 
 def noisy(pictures: jax.Array, key: jax.Array) -> jax.Array:
-    """uint8 pictures → 0..1 with noise whose strength differs per picture."""
+    """Pictures in 0..1 with noise whose strength differs per picture."""
     amount, noise = jax.random.split(key)
     strength = NOISE * jax.random.uniform(amount, (len(pictures), 1, 1, 1))
-    return pictures.astype(jnp.float32) / 255 + strength * jax.random.normal(noise, pictures.shape)
+    return pictures + strength * jax.random.normal(noise, pictures.shape)
 
 
 def clip_loss(model: Clip, frozen: None, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -59,7 +58,7 @@ def clip_stage(config: ClipConfig, recipe: Recipe, pool: Pool) -> Stage:
     def batch(rng: np.random.Generator):
         chosen, wording = indices(pool, recipe.batch, rng)
         return {
-            "pictures": pool.pictures[chosen],
+            "pictures": to_unit(pool.pictures[chosen]),
             "clip_ids": pool.clip_ids[chosen, wording].astype(np.int32),
         }
 
@@ -109,8 +108,8 @@ def dino_loss(model: Reader, frozen: None, batch, key) -> tuple[jax.Array, dict[
     logits, unnamed = model(pictures, unroll=True)
     losses, right = [], []
     for column, name in enumerate(NAMED):
-        told = slice(None) if name in SHAPES else slice(0, plain)
-        guess, truth = logits[name][told], batch["named"][told, column].astype(int)
+        taught = slice(None) if name in SHAPES else slice(0, plain)
+        guess, truth = logits[name][taught], batch["named"][taught, column].astype(int)
         losses.append(optax.softmax_cross_entropy_with_integer_labels(guess, truth).mean())
         right.append(jnp.mean(guess.argmax(axis=-1) == truth))
     squared = jnp.mean((unnamed - batch["unnamed"]) ** 2)
@@ -118,21 +117,22 @@ def dino_loss(model: Reader, frozen: None, batch, key) -> tuple[jax.Array, dict[
     return loss, {"right": jnp.mean(jnp.stack(right)), "species": right[0], "unnamed": squared}
 
 
+@jax.jit
+def read_batch(model: Reader, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same of pictures in 0..1."""
+    logits, unnamed = model(pictures)
+    return jnp.stack([logits[name].argmax(axis=-1) for name in NAMED], axis=1), unnamed
+
+
 def read(model: Reader, pictures: np.ndarray, batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Named attributes (index, [n, 8]) and unnamed ones ([n, 15]) of uint8 pictures."""
-
-    @jax.jit
-    def step(model: Reader, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, unnamed = model(pictures.astype(jnp.float32) / 255)
-        return jnp.stack([logits[name].argmax(axis=-1) for name in NAMED], axis=1), unnamed
-
-    parts = [step(model, np.asarray(pictures[i : i + batch])) for i in range(0, len(pictures), batch)]
+    parts = [read_batch(model, to_unit(pictures[i : i + batch])) for i in range(0, len(pictures), batch)]
     return tuple(np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(2))
 
 
-def accuracy(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def accuracy(named: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Share of pictures whose attribute was read right, for each attribute and for all together."""
-    right = found == truth
+    right = named == truth
     return {name: float(right[:, i].mean()) for i, name in enumerate(NAMED)} | {
         "all": float(right.all(axis=1).mean())
     }
@@ -143,13 +143,17 @@ def dino_stage(config: Dinov2Config, recipe: Recipe, pool: Pool, held_out: Pool,
 
     def batch(rng: np.random.Generator):
         chosen, _ = indices(pool, recipe.batch, rng)
-        return {name: getattr(pool, name)[chosen] for name in ("pictures", "named", "unnamed")}
+        return {
+            "pictures": to_unit(pool.pictures[chosen]),
+            "named": pool.named[chosen],
+            "unnamed": pool.unnamed[chosen],
+        }
 
     def preview(model: Any, step: int) -> None:
-        found, unnamed = read(model, held_out.pictures)
+        named, unnamed = read(model, held_out.pictures)
         error = np.sqrt(np.mean((unnamed - held_out.unnamed) ** 2, axis=0))
         with (folder / "dino" / "accuracy.txt").open("a") as file:
-            shares = accuracy(found, np.asarray(held_out.named))
+            shares = accuracy(named, np.asarray(held_out.named))
             file.write(f"{step} " + " ".join(f"{name} {value:.4f}" for name, value in shares.items()) + "\n")
             file.write(" ".join(f"{name} {value:.3f}" for name, value in zip(UNNAMED, error)) + "\n")
 
