@@ -10,6 +10,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 CALL = re.compile(r"(?:calls|called_computations)=\{?%?([\w.\-]+)")
+CONSTANT = re.compile(r" constant\((\d+)\)")
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -25,11 +26,13 @@ def sent(hlo: str) -> dict[str, float]:
     def walk(name: str, times: int) -> None:
         for line in computations[name]:
             if loop := LOOP.search(line):
-                walk(loop[2], times * _trips(computations[loop[1]]))
+                condition, body = loop.groups()
+                walk(body, times * _trips(computations[condition]))
             elif call := CALL.search(line):
                 walk(call[1], times)
-            if found := COLLECTIVE.search(line):
-                totals[found[2]] += times * _bytes(found[1], found[2], found[3] is not None, _members(line))
+            if collective := COLLECTIVE.search(line):
+                shapes, kind, started = collective.groups()
+                totals[kind] += times * _bytes(shapes, kind, started is not None, _members(line))
 
     walk(entry, 1)
     return dict(totals)
@@ -40,9 +43,10 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.splitlines():
-        if found := COMPUTATION.match(line):
-            lines = computations.setdefault(found[2], [])
-            entry = found[2] if found[1] else entry
+        if heading := COMPUTATION.match(line):
+            is_entry, name = heading.groups()
+            lines = computations.setdefault(name, [])
+            entry = name if is_entry else entry
         else:
             lines.append(line)
     return computations, entry
@@ -50,7 +54,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 def _trips(condition: list[str]) -> int:
     """How often a loop runs: the constant that its counter, which starts at 0, must stay below."""
-    constants = [int(found[1]) for line in condition if (found := re.search(r" constant\((\d+)\)", line))]
+    constants = [int(constant[1]) for constant in map(CONSTANT.search, condition) if constant]
     if len(constants) != 1 or not any("direction=LT" in line for line in condition):
         raise ValueError("cannot read how often a loop runs:\n" + "\n".join(condition))
     return constants[0]
@@ -58,13 +62,13 @@ def _trips(condition: list[str]) -> int:
 
 def _members(line: str) -> int:
     """Chips that take part in a collective, in any of the ways that HLO writes groups."""
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(counted[1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(listed[1].split(","))
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
     return 2
 
 

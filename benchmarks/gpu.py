@@ -38,7 +38,7 @@ from common import (
 from flax import nnx
 
 from sflow_jax.machine.meshes import batch_sharding, parameter_shardings
-from sflow_jax.models.flux1 import FluxConfig
+from sflow_jax.models.flux1 import FluxConditioning, FluxConfig
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.planning.lowering import lower_step
@@ -159,18 +159,17 @@ def step_figures(setting: Setting, placement: Placement, network: nnx.Module, ba
 
 def forward_figures(setting: Setting, network: nnx.Module, unroll: bool) -> dict[str, Any]:
     """Of the transformer alone, one picture, layers scanned or unrolled."""
-    place = batch_sharding(None, 1)
-    inputs = setting.inputs(1)
-    conditioning, latents = inputs.conditioning(jnp.bfloat16, place), jax.device_put(inputs.latents, place)
+    inputs, place = setting.inputs(1), batch_sharding(None, 1)
+    arguments = network, jax.device_put(inputs.latents, place), inputs.conditioning(jnp.bfloat16, place)
 
     @jax.jit
-    def velocity(network: nnx.Module, latents: jax.Array) -> jax.Array:
+    def velocity(network: nnx.Module, latents: jax.Array, conditioning: FluxConditioning) -> jax.Array:
         sigma = jnp.ones(1)
         return network(
             latents, conditioning, sigma=sigma, guidance=sigma, canvas=setting.canvas, unroll=unroll
         ).velocity
 
-    return {"ms": setting.milliseconds(lambda: velocity(network, latents).block_until_ready())}
+    return {"ms": setting.milliseconds(lambda: velocity(*arguments).block_until_ready())}
 
 
 def their_transformer(config: FluxConfig, device: str) -> torch.nn.Module:

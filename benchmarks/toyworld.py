@@ -6,264 +6,306 @@
 Parts: `vae` (reconstruction of held-out drawings), `reader` (the attribute reader on held-out drawings),
 `generation` (attributes of pictures painted from held-out captions), `vital` (bypass every layer, compare with
 DINO's features), `edits` (known-answer edits of drawn and of generated pictures, four layer sets) and `nudge`
-(latent nudging against reconstruction). Figures go to `results/toyworld.json`, pictures beside it. With `--save`,
-the vital layers found become the embedded model's.
+(latent nudging against reconstruction). Writes JSON, where parts that are not measured again stay; Markdown and
+pictures go beside it. With `--save`, the vital layers found become the embedded model's.
 """
 
+import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from tqdm import tqdm
+from common import (
+    SEED,
+    draw_noise,
+    happened,
+    held_out_edits,
+    out_option,
+    paint_edit,
+    write_json,
+    write_text,
+)
+from tqdm.auto import tqdm
 
-from sflow_jax.catalogue import ASSETS, VITAL_LAYERS_FILE, load_features
+from sflow_jax.catalogue import ASSETS, VITAL_LAYERS_FILE
 from sflow_jax.commands.console import use_compilation_cache
 from sflow_jax.measures.metrics import cosine_similarity, psnr
+from sflow_jax.painter import Painter
+from sflow_jax.pictures.files import to_unit
 from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.pipeline import StableFlow
-from sflow_jax.runs.folder import RunFolder
+from sflow_jax.runs.folder import RunFolder, read_manifest
 from sflow_jax.sampling.control import LayerControl
-from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit, sample_edit
-from sflow_jax.toyworld.reader import AttributeReader, Reading
+from sflow_jax.settings import EMBEDDED, SweepSettings
+from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit
+from sflow_jax.toyworld.reader import AttributeReader
 from sflow_jax.toyworld.scenes import Scene, sample_scene
-from sflow_jax.vitality.plan import Plan, make_variants
-from sflow_jax.vitality.prompts import load_prompts
-from sflow_jax.vitality.scores import Rule, Variant
-from sflow_jax.vitality.summary import summarise
-from sflow_jax.vitality.sweep import Sweep
+from sflow_jax.vitality.find import find_vital_layers
+from sflow_jax.vitality.pictures import Comparison, kept_comparisons
+from sflow_jax.vitality.plan import plan_sweep
+from sflow_jax.vitality.summary import Summary
 
-RESULTS = Path(__file__).parent / "results"
-# Not the seeds of training's own held-out previews.
-SEED = 20_000
 BATCH = 32
-SIZE = 64
-# The paper's scan: 15 steps, guidance 3.5.
-SCAN_STEPS, SCAN_GUIDANCE = 15, 3.5
 NUDGES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
+GRID_PICTURES, GRID_COLUMNS = 24, 6
+
+LayerSets = Mapping[str, Sequence[int]]
 
 
-def held_out(count: int, seed: int) -> list[Scene]:
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is measured, with what, and what is known so far.
+
+    pictures: how many to paint; edits a family are an eighth. figures: of every part, by its name. folder: for
+    grids of pictures.
+    """
+
+    flow: StableFlow
+    reader: AttributeReader
+    pictures: int
+    figures: dict[str, Any]
+    folder: Path
+
+    @property
+    def painter(self) -> Painter:
+        """The model's."""
+        return self.flow.painter
+
+    @property
+    def size(self) -> int:
+        """Height and width of the model's pictures, pixels."""
+        return self.flow.info.picture_size
+
+    def save_grid(self, name: str, images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> None:
+        """Write pictures [y, x, 3] in 0..1 with captions as one PNG."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        captioned_grid(np.stack(images), captions, columns=columns).save(self.folder / name)
+
+
+class Edited(NamedTuple):
+    """A source picture [y, x, 3] and its edits [sets, y, x, 3], in 0..1."""
+
+    source: np.ndarray
+    edits: np.ndarray
+
+
+def held_out_scenes(count: int, seed: int) -> list[Scene]:
     """Scenes of combinations that training never saw."""
     rng = np.random.default_rng(seed)
     return [sample_scene(rng, "held-out") for _ in range(count)]
 
 
-def drawn(scenes: list[Scene]) -> np.ndarray:
+def draw(scenes: Sequence[Scene], size: int) -> np.ndarray:
     """Pictures in 0..1, float32 [n, y, x, 3]."""
-    return np.stack([scene.draw(SIZE) for scene in scenes]).astype(np.float32) / 255
+    return to_unit(np.stack([scene.draw(size) for scene in scenes]))
 
 
-def shares(found: list[dict[str, str]], truth: list[dict[str, str]]) -> dict[str, float]:
-    """Share of pictures whose attribute is right, per attribute and for all together."""
-    right = {name: [f[name] == t[name] for f, t in zip(found, truth)] for name in truth[0]}
-    every = np.all(list(right.values()), axis=0)
-    return {name: float(np.mean(values)) for name, values in right.items()} | {"all together": float(every.mean())}
+def shares(readings: list[dict[str, str]], truth: list[dict[str, str]]) -> dict[str, float]:
+    """Share of pictures whose attribute is read right, per attribute and for all together."""
+    right = {name: [read[name] == true[name] for read, true in zip(readings, truth)] for name in truth[0]}
+    together = np.all(list(right.values()), axis=0)
+    return {name: float(np.mean(values)) for name, values in right.items()} | {
+        "all together": float(together.mean())
+    }
 
 
-def paint(
-    flow: StableFlow,
-    captions: list[str],
-    noise: np.ndarray,
-    control: Callable[[int], LayerControl],
-    guidance: float,
-) -> np.ndarray:
-    """Pictures of captions, each from its own noise, in batches of one shape."""
-    images = []
+def paint(painter: Painter, captions: Sequence[str], noise: np.ndarray) -> np.ndarray:
+    """Pictures of captions at the model's defaults, each from its own noise, in batches of one shape."""
+    defaults, canvas, images = painter.defaults, painter.info.canvas(), []
     for start in tqdm(range(0, len(captions), BATCH), desc="painting", leave=False):
         rows = np.minimum(np.arange(start, start + BATCH), len(captions) - 1)
-        latents = flow.denoise(
+        latents = painter.denoise(
             noise[rows],
-            flow.encode_prompts([captions[i] for i in rows]),
-            control(len(rows)),
-            guidance=np.full(len(rows), guidance, np.float32),
-            height=SIZE,
-            width=SIZE,
-            groups=len(rows),
+            painter.encode_prompts([captions[row] for row in rows]),
+            LayerControl.none(defaults.steps, BATCH, painter.layers),
+            canvas,
+            guidance=np.full(BATCH, defaults.guidance, np.float32),
+            groups=BATCH,
         )
-        images.append(flow.decode(latents, height=SIZE, width=SIZE)[: len(captions) - start])
+        images.append(painter.decode(latents, canvas)[: len(captions) - start])
     return np.concatenate(images)
 
 
-def draw_noise(flow: StableFlow, count: int, seed: int) -> np.ndarray:
-    """Packed noise [n, s, c]."""
-    tokens = SIZE * SIZE // (flow.autoencoder.config.downsampling * 2) ** 2
-    return np.random.default_rng(seed).standard_normal(
-        (count, tokens, flow.transformer.config.in_channels), np.float32
-    )
-
-
-def measure_vae(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
+def measure_vae(study: Study) -> dict[str, Any]:
     """PSNR of held-out drawings through the autoencoder."""
-    scenes = held_out(count, SEED)
-    pictures = drawn(scenes)
-    made = [
-        flow.decode(flow.encode_image(scene.draw(SIZE)), height=SIZE, width=SIZE)[0]
-        for scene in tqdm(scenes, "vae")
-    ]
-    values = [psnr(image, truth) for image, truth in zip(made, pictures)]
-    return {"pictures": count, "psnr_db": float(np.mean(values)), "psnr_db_worst": float(np.min(values))}
+    scenes, painter = held_out_scenes(study.pictures, SEED), study.painter
+    canvas, values = painter.info.canvas(), []
+    for scene, drawing in zip(tqdm(scenes, "vae"), draw(scenes, study.size)):
+        latents = painter.encode_image(scene.draw(study.size), canvas)
+        values.append(psnr(painter.decode(latents, canvas)[0], drawing))
+    return {"pictures": len(scenes), "psnr_db": float(np.mean(values)), "psnr_db_worst": float(np.min(values))}
 
 
-def measure_reader(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
+def measure_reader(study: Study) -> dict[str, Any]:
     """Share of attributes read right off held-out drawings."""
-    scenes = held_out(4 * count, SEED + 1)
+    scenes = held_out_scenes(4 * study.pictures, SEED + 1)
     truth = [scene.attributes() for scene in scenes]
-    return {"pictures": len(scenes), "right": shares(reader(drawn(scenes)).named, truth)}
+    return {"pictures": len(scenes), "right": shares(study.reader(draw(scenes, study.size)).named, truth)}
 
 
-def measure_generation(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
+def measure_generation(study: Study) -> dict[str, Any]:
     """Attributes of pictures painted from held-out captions, at the model's default settings."""
-    scenes = held_out(count, SEED + 2)
-    captions = [scene.caption(i) for i, scene in enumerate(scenes)]
-    steps, guidance = flow.defaults.steps, flow.defaults.guidance
-    noise = draw_noise(flow, count, SEED)
-    images = paint(flow, captions, noise, lambda b: LayerControl.none(steps, b, flow.layers), guidance)
-    captioned_grid(images[:24], captions[:24], columns=6).save(RESULTS / "generated.png")
-    right = shares(reader(images).named, [scene.attributes() for scene in scenes])
-    return {"pictures": count, "steps": steps, "guidance": guidance, "right": right}
+    scenes, defaults = held_out_scenes(study.pictures, SEED + 2), study.flow.defaults
+    captions = [scene.caption(number) for number, scene in enumerate(scenes)]
+    images = paint(study.painter, captions, draw_noise(study.painter, len(scenes), SEED))
+    study.save_grid("generated.png", images[:GRID_PICTURES], captions[:GRID_PICTURES], GRID_COLUMNS)
+    right = shares(study.reader(images).named, [scene.attributes() for scene in scenes])
+    return {"pictures": len(scenes), "steps": defaults.steps, "guidance": defaults.guidance, "right": right}
 
 
-def measure_vital(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
-    """The vital layers as `sflow vital -m toyworld` finds them, and the first prompt's pictures."""
-    plan = Plan(
-        tuple(load_prompts("toyworld")), 1, SCAN_STEPS, SCAN_GUIDANCE, SIZE, SIZE, BATCH,
-        make_variants(range(flow.layers), SCAN_STEPS),
-    )  # fmt: skip
-    shown: dict[int, np.ndarray] = {}
-
-    def keep(reference: int, variant: Variant | None, picture: np.ndarray) -> None:
-        if reference == 0:
-            shown[-1 if variant is None else variant.layers[0]] = picture.astype(np.float32) / 255
-
+def sweep(painter: Painter) -> tuple[Summary, Comparison]:
+    """A search for vital layers as `sflow vital -m toyworld` makes it, and the first prompt's pictures."""
+    settings = SweepSettings(batch=BATCH, keep_images="all")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = RunFolder(Path(temporary) / "run", {"plan": str(plan)})
-        table = Sweep(flow, {"dino": load_features("toyworld")}, plan, folder, keep=keep).exhaustive()
-    summary = summarise(table, {"steps": SCAN_STEPS}, Rule())
+        run = Path(temporary) / "run"
+        summary = find_vital_layers(painter, settings, run)
+        plan = plan_sweep(settings, painter.info, painter.checkpoint)
+        (comparison,) = kept_comparisons(RunFolder(run, read_manifest(run)), plan, prompts=1)
+    return summary, comparison
+
+
+def measure_vital(study: Study) -> dict[str, Any]:
+    """The vital layers, and as many of the least vital ones."""
+    summary, comparison = sweep(study.painter)
     vitality, vital = summary.vitality.tolist(), list(summary.choice.layers)
-    titles = ["reference", *(f"without {i}: {v:.3f}" for i, v in enumerate(vitality))]
-    captioned_grid(np.stack([shown[i] for i in sorted(shown)]), titles, columns=7).save(RESULTS / "bypass.png")
+    captions = ["reference", *(f"without {layer}: {value:.3f}" for layer, value in enumerate(vitality))]
+    pictures = [comparison.reference, *(picture for _, picture in sorted(comparison.bypassed.items()))]
+    study.save_grid("bypass.png", to_unit(np.stack(pictures)), captions, columns=7)
     return {
-        "prompts": len(plan.prompts),
-        "steps": SCAN_STEPS,
-        "guidance": SCAN_GUIDANCE,
+        "prompts": len(summary.settings["prompts"]),
+        "steps": summary.settings["steps"],
+        "guidance": summary.settings["guidance"],
         "vitality": vitality,
         "vital": vital,
         "least vital": sorted(np.argsort(vitality)[: len(vital)].tolist()),
     }
 
 
-def layer_sets(vital: dict[str, Any], layers: int) -> dict[str, list[int]]:
-    """The four sets of the paper's ablation."""
+def layer_sets(figures: Mapping[str, Any], layers: int) -> LayerSets:
+    """The four sets of the paper's ablation, by what the part `vital` found."""
+    if "vital" not in figures:
+        raise click.UsageError("no vital layers measured yet: run --part vital first")
+    vital = figures["vital"]
     return {"none": [], "all": list(range(layers)), "vital": vital["vital"], "least vital": vital["least vital"]}
 
 
-def edit_drawn(flow: StableFlow, edit: Edit, sets: dict[str, list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Source row and one row a layer set, of an inverted drawing; the nudge is undone at decoding."""
-    inversion = flow.invert(edit.source.draw(SIZE), edit.source_caption, progress=False)
-    steps, defaults = inversion.settings["steps"], flow.defaults
-    guidance = [defaults.real_source_guidance, *[defaults.real_edit_guidance] * len(sets)]
-    noise = np.repeat(inversion.trajectory[-1:], 1 + len(sets), axis=0)
-    latents = run_edit(flow, edit, sets, noise, steps, guidance, inversion.trajectory)
-    images = flow.decode(latents / inversion.settings["nudge"], height=SIZE, width=SIZE)
-    return drawn([edit.source])[0], images[1:]
-
-
-def edit_generated(flow: StableFlow, edit: Edit, sets: dict[str, list[int]], noise: np.ndarray):
-    """The same of a picture painted from the source's caption."""
-    guidance = [flow.defaults.guidance] * (1 + len(sets))
-    rows = np.repeat(noise[None], 1 + len(sets), axis=0)
-    latents = run_edit(flow, edit, sets, rows, flow.defaults.edit_steps, guidance, None)
-    images = flow.decode(latents, height=SIZE, width=SIZE)
-    return images[0], images[1:]
-
-
-def run_edit(flow, edit: Edit, sets: dict[str, list[int]], noise, steps: int, guidance: list[float], trajectory):
-    """One batch: the source, and the same edit once per layer set."""
-    control = LayerControl.none(steps, 1 + len(sets), flow.layers)
-    for row, layers in enumerate(sets.values(), 1):
-        control = control.injecting(layers, elements=[row])
-    return flow.denoise(
-        noise,
-        flow.encode_prompts([edit.source_caption, *[edit.edit_caption] * len(sets)]),
-        control,
-        guidance=np.asarray(guidance, np.float32),
-        height=SIZE,
-        width=SIZE,
-        trajectory=trajectory,
+def edit_drawn(study: Study, edit: Edit, sets: LayerSets) -> Edited:
+    """An inverted drawing, edited once a layer set; the nudge is undone at decoding."""
+    inversion = study.flow.invert(edit.source.draw(study.size), edit.source_caption, progress=False)
+    defaults, painter = study.flow.defaults, study.painter
+    latents = paint_edit(
+        painter,
+        edit,
+        sets,
+        inversion.trajectory[-1],
+        steps=inversion.settings["steps"],
+        guidance=(defaults.real_source_guidance, defaults.real_edit_guidance),
+        inversion=inversion,
     )
+    images = painter.decode(latents / inversion.settings["nudge"], painter.info.canvas())
+    return Edited(draw([edit.source], study.size)[0], images[1:])
 
 
-def judge(edit: Edit, source: np.ndarray, images: np.ndarray, read: Callable[[np.ndarray], Reading], real: bool):
-    """Figures of one edit, a row a layer set; pixel masks only exist for drawings."""
-    reading, before = read(images), read(source[None])
-    target, mask = edit.target.attributes(), edit.mask(SIZE)
-    kept = [name for name in target if target[name] == edit.source.attributes()[name]]
+def edit_generated(study: Study, edit: Edit, sets: LayerSets, noise: np.ndarray) -> Edited:
+    """The same of a picture painted from the source's caption. noise: [s, c]."""
+    defaults, painter = study.flow.defaults, study.painter
+    guidance = (defaults.guidance, defaults.guidance)
+    latents = paint_edit(painter, edit, sets, noise, steps=defaults.edit_steps, guidance=guidance)
+    images = painter.decode(latents, painter.info.canvas())
+    return Edited(images[0], images[1:])
+
+
+def judge(study: Study, edit: Edit, pictures: Edited, drawn: bool) -> list[dict[str, float]]:
+    """Figures of one edit, a row a layer set; pixel masks and right answers only exist for drawings."""
+    source, size = pictures.source, study.size
+    reading, before = study.reader(pictures.edits), study.reader(source[None])
+    target, mask = edit.target.attributes(), edit.mask(size)
+    unchanged = [name for name, value in edit.source.attributes().items() if target[name] == value]
     rows = []
-    for i, image in enumerate(images):
+    for i, image in enumerate(pictures.edits):
+        others = [reading.named[i][name] == before.named[0][name] for name in unchanged]
         row = {
-            "success": float(reading.named[i][edit.attribute] == target[edit.attribute]),
-            "others kept": float(np.mean([reading.named[i][name] == before.named[0][name] for name in kept])),
+            "success": float(happened(edit, reading.named[i])),
+            "others kept": float(np.mean(others)),
             "dino": float(cosine_similarity(reading.features[i : i + 1], before.features)[0]),
             "details moved": float(np.abs(reading.unnamed[i] - before.unnamed[0]).mean()),
             "psnr to source": psnr(image, source),
         }
-        if real:
+        if drawn:
             row["psnr outside"] = psnr(image[~mask], source[~mask])
-            row["psnr to answer"] = psnr(image, drawn([edit.target])[0])
+            row["psnr to answer"] = psnr(image, draw([edit.target], size)[0])
         rows.append(row)
     return rows
 
 
-def measure_edits(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
+def mean_rows(edits: list[list[dict[str, float]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Name of a layer set → means of its figures over edits [edits][sets]."""
+    by_set = dict(zip(names, zip(*edits)))
+    return {
+        name: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} for name, rows in by_set.items()
+    }
+
+
+def measure_family(
+    study: Study, family: str, sets: LayerSets, drawn: bool
+) -> tuple[dict[str, Any], list[tuple[np.ndarray, str]]]:
+    """Figures of one family's edits by layer set; pictures and captions of its first edit."""
+    count, seed = edits_a_family(study.pictures), SEED + 10 + EDIT_FAMILIES.index(family)
+    edits, noises = held_out_edits(family, count, seed), draw_noise(study.painter, count, seed)
+    judged, shown = [], []
+    for edit, noise in zip(tqdm(edits, desc=f"{'drawn' if drawn else 'generated'}, {family}"), noises):
+        pictures = edit_drawn(study, edit, sets) if drawn else edit_generated(study, edit, sets, noise)
+        captions = [edit.source_caption, *(f"{name}: {edit.edit_caption}" for name in sets)]
+        shown = shown or list(zip([pictures.source, *pictures.edits], captions))
+        judged.append(judge(study, edit, pictures, drawn))
+    return mean_rows(judged, list(sets)), shown
+
+
+def edits_a_family(pictures: int) -> int:
+    """How many edits of each family go with so many pictures."""
+    return max(1, pictures // 8)
+
+
+def measure_edits(study: Study) -> dict[str, Any]:
     """Known-answer edits of drawn and generated pictures, per family and layer set."""
-    sets = layer_sets(stored_vital(), flow.layers)
-    figures: dict[str, Any] = {"per_family": max(1, count // 8), "layers": sets}
+    sets = layer_sets(study.figures, study.flow.layers)
+    figures: dict[str, Any] = {"per_family": edits_a_family(study.pictures), "layers": sets}
     for kind in ("drawn", "generated"):
-        figures[kind], shown, titles = {}, [], []
-        for number, family in enumerate(EDIT_FAMILIES):
-            rng = np.random.default_rng(SEED + 10 + number)
-            noises = draw_noise(flow, figures["per_family"], SEED + 10 + number)
-            rows = []
-            for noise in tqdm(noises, desc=f"{kind}, {family}"):
-                edit = sample_edit(family, rng)
-                made = edit_drawn(flow, edit, sets) if kind == "drawn" else edit_generated(flow, edit, sets, noise)
-                if not rows:
-                    shown += [made[0], *made[1]]
-                    titles += [edit.source_caption, *(f"{name}: {edit.edit_caption}" for name in sets)]
-                rows.append(judge(edit, *made, reader, kind == "drawn"))
-            figures[kind][family] = {
-                name: {key: float(np.mean([row[i][key] for row in rows])) for key in rows[0][i]}
-                for i, name in enumerate(sets)
-            }
-        captioned_grid(np.stack(shown), titles, columns=1 + len(sets)).save(RESULTS / f"edits-{kind}.png")
+        figures[kind], shown = {}, []
+        for family in EDIT_FAMILIES:
+            figures[kind][family], examples = measure_family(study, family, sets, drawn=kind == "drawn")
+            shown += examples
+        images, captions = zip(*shown)
+        study.save_grid(f"edits-{kind}.png", images, captions, columns=1 + len(sets))
     return figures
 
 
-def measure_nudge(flow: StableFlow, reader: AttributeReader, count: int) -> dict[str, Any]:
+def reconstruct(study: Study, scene: Scene, caption: str, nudge: float) -> tuple[float, float]:
+    """PSNR of a drawing inverted and painted again with its caption: as it is, and with the nudge undone."""
+    picture, flow = scene.draw(study.size), study.flow
+    inversion = flow.invert(picture, caption, nudge=nudge, progress=False)
+    again = flow.generate(
+        [caption],
+        steps=inversion.settings["steps"],
+        guidance=inversion.settings["guidance"],
+        noise=inversion.trajectory[-1],
+        progress=False,
+    )
+    undone = flow.decode(again.latents / nudge)
+    return tuple(psnr(images[0], to_unit(picture)) for images in (again.images, undone))
+
+
+def measure_nudge(study: Study) -> dict[str, Any]:
     """PSNR of drawings inverted and painted again with their own caption, per nudge, undone or not at decoding."""
-    scenes = held_out(max(4, count // 16), SEED + 4)
-    figures = {}
+    scenes, figures = held_out_scenes(max(4, study.pictures // 16), SEED + 4), {}
     for nudge in tqdm(NUDGES, desc="nudging"):
-        values = []
-        for i, scene in enumerate(scenes):
-            picture = scene.draw(SIZE)
-            inversion = flow.invert(picture, scene.caption(i), nudge=nudge, progress=False)
-            settings = inversion.settings
-            again = flow.generate(
-                [settings["prompt"]],
-                steps=settings["steps"],
-                guidance=settings["guidance"],
-                noise=inversion.trajectory[-1],
-                progress=False,
-            )
-            undone = flow.decode(again.latents / nudge, height=SIZE, width=SIZE)
-            values.append([psnr(image[0], picture.astype(np.float32) / 255) for image in (again.images, undone)])
-        kept, undone = np.mean(values, axis=0)
-        figures[str(nudge)] = {"psnr_db": float(kept), "psnr_db_undone": float(undone)}
+        values = [reconstruct(study, scene, scene.caption(i), nudge) for i, scene in enumerate(scenes)]
+        nudged, undone = np.mean(values, axis=0).tolist()
+        figures[str(nudge)] = {"psnr_db": nudged, "psnr_db_undone": undone}
     return {"pictures": len(scenes), "nudges": figures}
 
 
@@ -277,36 +319,30 @@ PARTS = {
 }
 
 
-def stored_vital() -> dict[str, Any]:
-    """The layer sets that the part `vital` found."""
-    try:
-        return json.loads((RESULTS / "toyworld.json").read_text())["vital"]
-    except (OSError, KeyError) as error:
-        raise click.UsageError("no vital layers measured yet: run --part vital first") from error
+def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown."""
+    cells = (f"| {' | '.join(row)} |" for row in rows)
+    return [title, "", f"| {' | '.join(names)} |", "|" + " --- |" * len(names), *cells, ""]
 
 
-def tables(figures: dict[str, Any]) -> str:
-    """The figures as Markdown, for the README."""
-    lines = []
+def tables(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The figures as lines of Markdown, for the README."""
     for part in ("reader", "generation"):
         if part in figures:
             right = figures[part]["right"]
-            lines += [f"{part}, {figures[part]['pictures']} pictures", "", "| " + " | ".join(right) + " |"]
-            lines += ["|" + " --- |" * len(right), "| " + " | ".join(f"{v:.1%}" for v in right.values()) + " |", ""]
+            title = f"{part}, {figures[part]['pictures']} pictures"
+            yield from table(title, list(right), [[f"{share:.1%}" for share in right.values()]])
     for kind in ("drawn", "generated"):
         for family, sets in figures.get("edits", {}).get(kind, {}).items():
-            keys = list(next(iter(sets.values())))
-            lines += [
-                f"{kind}, {family}",
-                "",
-                "| layers | " + " | ".join(keys) + " |",
-                "|" + " --- |" * (1 + len(keys)),
-            ]
-            lines += [
-                f"| {name} | " + " | ".join(f"{row[key]:.2f}" for key in keys) + " |" for name, row in sets.items()
-            ]
-            lines.append("")
-    return "\n".join(lines)
+            names = list(next(iter(sets.values())))
+            rows = [[name, *(f"{row[key]:.2f}" for key in names)] for name, row in sets.items()]
+            yield from table(f"{kind}, {family}", ["layers", *names], rows)
+
+
+def save_vital(vital: Mapping[str, Any]) -> None:
+    """Record what the part `vital` found in the embedded model."""
+    origin = f"measured on {vital['prompts']} held-out captions by benchmarks/toyworld.py"
+    write_json(ASSETS / VITAL_LAYERS_FILE, {"layers": vital["vital"], "origin": origin})
 
 
 @click.command()
@@ -317,22 +353,20 @@ def tables(figures: dict[str, Any]) -> str:
     "--pictures", default=512, show_default=True, help="Pictures painted; edits per family are an eighth."
 )
 @click.option("--save", is_flag=True, help="Record the vital layers found in the embedded model.")
-def main(parts: tuple[str, ...], pictures: int, save: bool) -> None:
+@out_option("toyworld.json")
+def main(parts: tuple[str, ...], pictures: int, save: bool, out: Path) -> None:
     """Measure the embedded model on its world."""
     use_compilation_cache()
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "toyworld.json"
-    figures = json.loads(path.read_text()) if path.exists() else {}
-    flow, reader = StableFlow.load("toyworld"), AttributeReader()
+    figures = json.loads(out.read_text()) if out.exists() else {}
+    study = Study(StableFlow.load(EMBEDDED), AttributeReader(), pictures, figures, out.parent)
     for part in parts or PARTS:
-        figures[part] = PARTS[part](flow, reader, pictures)
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        figures[part] = PARTS[part](study)
+        write_json(out, figures)
         click.echo(f"{part}: {json.dumps(figures[part])}")
         if part == "vital" and save:
-            origin = f"measured on {figures[part]['prompts']} held-out captions by benchmarks/toyworld.py"
-            told = {"layers": figures[part]["vital"], "origin": origin}
-            (ASSETS / VITAL_LAYERS_FILE).write_text(json.dumps(told, indent=1) + "\n")
-    (RESULTS / "toyworld.md").write_text(tables(figures))
+            save_vital(figures[part])
+    write_text(out.with_suffix(".md"), "\n".join(tables(figures)))
+    click.echo(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,26 @@ os.environ |= {
 
 import click
 import jax
+import jax.numpy as jnp
 from collectives import sent
+from common import RESULTS, out_option, versions, write_json, write_text
 from jax.experimental import topologies
-from jax.stages import Lowered
+from jax.stages import Compiled, Lowered
 from tqdm.auto import tqdm
 
 from sflow_jax.catalogue import find_info
-from sflow_jax.machine.chips import parse_machine
-from sflow_jax.machine.meshes import make_mesh
-from sflow_jax.pictures.canvas import Canvas
-from sflow_jax.planning import lower_text
-from sflow_jax.planning.costs import COMPILED, propose_mesh, roofline
-from sflow_jax.planning.lowering import GIB, lower_decode, lower_step, weight_bytes
+from sflow_jax.families.flux1 import t5_features
+from sflow_jax.machine.chips import Chip, parse_machine
+from sflow_jax.machine.meshes import batch_sharding, make_mesh
+from sflow_jax.planning import costs
+from sflow_jax.planning.costs import EDIT_MEMBERS, propose_mesh, roofline
+from sflow_jax.planning.lowering import GIB, abstract_weights, lower_decode, lower_step, weight_bytes
+from sflow_jax.settings import Placement
+from sflow_jax.storage.checkpoint import ModelInfo
 
-RESULTS = Path(__file__).resolve().parent / "results" / "tpu_aot.json"
+TABLE = "tpu_aot.json"
 # What `sflow info --plan` reads of it.
-SHIPPED = Path(__file__).resolve().parent.parent / "sflow_jax" / COMPILED
+SHIPPED = Path(costs.__file__).with_name(costs.COMPILED)
 # Slice → the compiler's name of its topology.
 SLICES = {
     "v5e-1": "v5e:1x1",
@@ -57,202 +62,244 @@ SLICES = {
     "v5p-128": "v5p:4x4x4",
 }
 MODELS = ("flux-dev", "flux-schnell")
+# Compiled on every mesh that is worth knowing, the others on the proposed ones.
+MAIN = MODELS[0]
 SIDES = (512, 1024)
-# One source and three edits.
-EDIT_MEMBERS = 4
+# Groups on every shard of the batch.
+GROUPS = {"edit": 1, "sweep": 2}
+MEMBERS = {"edit": EDIT_MEMBERS, "sweep": 1}
+# Chips that a sweep's model is split over at most, and an edit's at least, for the sake of comparison.
+MOST_SPLIT, LEAST_SPLIT = 8, 4
+# Memory of a chip, bytes, that holds a model of eight bits.
+ROOM_FOR_EIGHT_BITS = 20e9
+
+HEADING = """\
+# FLUX on TPU slices, compiled without a TPU
+
+`python benchmarks/tpu_aot.py`: the TPU compiler's own memory analysis and HLO, in bfloat16 with splash
+attention. An edit is a source and three edits (data: so many at once); a sweep two pictures a shard.
+Memory counts all networks' weights on a chip, and what this program adds. Times are **estimates**: the
+least that published peaks of products, memory and network allow for one step; nothing was run. Bold:
+proposed by `--mesh auto`. On one chip T5 waits on the host, and copying offloaded blocks is not counted.
+
+| slice | model | side | what | mesh | batch | compile s | weights GiB | temporaries GiB \
+| all of chip GiB | sent GB | step ms (products, memory, network) | bound by |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+Case = dict[str, Any]
+Row = dict[str, Any]
+Mesh = dict[str, int]
 
 
-def cases(name: str, model: str) -> list[dict[str, Any]]:
+def cases(name: str, model: str) -> list[Case]:
     """Meshes and batches worth knowing: the proposed ones, and for FLUX.1-dev their alternatives."""
     chip, count = parse_machine(name)
-    configs = find_info(model)[0].configs
+    about = {"slice": name, "model": model}
     if count == 1:
-        # One chip is too small for all in bfloat16: T5 waits on the host.
-        alone = {"slice": name, "model": model, "network": "transformer", "work": "edit", "mesh": {}, "groups": 1}
-        return [
-            {**alone, "members": EDIT_MEMBERS, "proposed": False, "changes": changes}
-            for changes in ({"quantisation": "int8"}, {"offload": True})
-            if changes.get("offload") or chip.memory > 20e9
-        ]
-    found = []
-    for work, members, groups in (("edit", EDIT_MEMBERS, 1), ("sweep", 1, 2)):
-        proposed, _ = propose_mesh(configs, chip, count, work)
-        meshes = [proposed]
-        if model == "flux-dev":
-            smaller, larger = proposed["tensor"] // 2, proposed["tensor"] * 2
-            if work == "edit" and proposed["tensor"] > 4:
-                meshes.append({"data": count // smaller, "tensor": smaller})
-            if work == "sweep" and larger <= min(8, count):
-                meshes.append({"data": count // larger, "tensor": larger})
-            if work == "sweep" and proposed["tensor"] > 1:
-                meshes.append({"data": proposed["data"], "fsdp": proposed["tensor"]})
-        for mesh in meshes:
-            ways = mesh.get("data", 1) * mesh.get("fsdp", 1)
-            found.append(
-                {
-                    "slice": name,
-                    "model": model,
-                    "network": "transformer",
-                    "work": work,
-                    "mesh": mesh,
-                    "groups": ways * groups,
-                    "members": members,
-                    "proposed": mesh is proposed,
-                }
-            )
-    if model == "flux-dev":
-        mesh = propose_mesh(configs, chip, count, "edit")[0]
-        for network in ("t5", "autoencoder"):
-            ways = mesh["data"] if network == "autoencoder" else 1
-            shape = {"groups": ways, "members": 1, "proposed": True}
-            found.append({"slice": name, "model": model, "network": network, "work": "edit", "mesh": mesh, **shape})
-    return found
+        return [{**about, **case} for case in single_chip_cases(chip)]
+    (info, _), chosen = find_info(model), []
+    for work in GROUPS:
+        proposed, _ = propose_mesh(info, chip, count, work)
+        others = alternatives(proposed, count, work) if model == MAIN else ()
+        chosen += [step_case(work, mesh, mesh is proposed) for mesh in (proposed, *others)]
+    if model == MAIN:
+        chosen += other_networks(propose_mesh(info, chip, count, "edit")[0])
+    return [{**about, **case} for case in chosen]
 
 
-def lower(case: dict[str, Any], side: int, devices: list) -> Lowered:
-    """The case's program, lowered for its slice in bfloat16."""
+def single_chip_cases(chip: Chip) -> list[Case]:
+    """One chip is too small for all in bfloat16: blocks in eight bits or in host memory, and T5 waits there."""
+    shared = {"network": "transformer", "work": "edit", "mesh": {}, "groups": 1, "members": EDIT_MEMBERS}
+    return [
+        {**shared, "proposed": False, "changes": changes}
+        for changes in ({"quantisation": "int8"}, {"offload": True})
+        if changes.get("offload") or chip.memory > ROOM_FOR_EIGHT_BITS
+    ]
+
+
+def alternatives(proposed: Mesh, count: int, work: str) -> Iterator[Mesh]:
+    """Other meshes of so many chips that are worth comparing with the proposed one."""
+    split = proposed["tensor"]
+    if work == "edit" and split > LEAST_SPLIT:
+        yield {"data": count // (split // 2), "tensor": split // 2}
+    if work == "sweep" and 2 * split <= min(MOST_SPLIT, count):
+        yield {"data": count // (2 * split), "tensor": 2 * split}
+    if work == "sweep" and split > 1:
+        yield {"data": proposed["data"], "fsdp": split}
+
+
+def step_case(work: str, mesh: Mesh, proposed: bool) -> Case:
+    """A step of the transformer."""
+    shards = mesh.get("data", 1) * mesh.get("fsdp", 1)
+    return {
+        "network": "transformer",
+        "work": work,
+        "mesh": mesh,
+        "groups": shards * GROUPS[work],
+        "members": MEMBERS[work],
+        "proposed": proposed,
+    }
+
+
+def other_networks(mesh: Mesh) -> Iterator[Case]:
+    """A prompt through T5, and a picture a shard through the decoder."""
+    for network, groups in (("t5", 1), ("autoencoder", mesh["data"])):
+        shape = {"groups": groups, "members": 1, "proposed": True}
+        yield {"network": network, "work": "edit", "mesh": mesh, **shape}
+
+
+def placement_of(case: Case, devices: list[jax.Device]) -> Placement:
+    """bfloat16 on the case's mesh, with its changes."""
+    return Placement(dtype="bfloat16", mesh=make_mesh(case["mesh"], devices), **case.get("changes", {}))
+
+
+def lower_text(info: ModelInfo, placement: Placement, words: int) -> Lowered:
+    """One prompt through T5, lowered from abstract arguments."""
+    ids = jax.ShapeDtypeStruct((1, words), jnp.int32, sharding=batch_sharding(placement.mesh, 1))
+    return t5_features.lower(abstract_weights(info, "t5", placement), ids)
+
+
+def lower(case: Case, side: int, placement: Placement) -> Lowered:
+    """The case's program, lowered for its slice."""
     info, words = find_info(case["model"])
-    mesh, canvas = make_mesh(case["mesh"], devices), Canvas.of(side, side, info.configs["autoencoder"].downsampling)
-    shared = {"dtype": "bfloat16", "mesh": mesh}
+    canvas = info.canvas(side, side)
     if case["network"] == "t5":
-        return lower_text(info.configs["t5"], words=words, **shared)
+        return lower_text(info, placement, words)
     if case["network"] == "autoencoder":
-        return lower_decode(info.configs["autoencoder"], pictures=case["groups"], canvas=canvas, **shared)
-    shared |= case.get("changes", {})
-    return lower_step(
-        info.configs["transformer"],
-        groups=case["groups"],
-        members=case["members"],
-        canvas=canvas,
-        words=words,
-        **shared,
-    )
+        return lower_decode(info, placement, canvas, case["groups"])
+    return lower_step(info, placement, canvas, groups=case["groups"], members=case["members"], words=words)
 
 
-def measure(case: dict[str, Any], side: int) -> dict[str, Any]:
+def memory_figures(case: Case, placement: Placement, compiled: Compiled) -> dict[str, int]:
+    """Bytes of a chip: of this program's parts, and all together; `on_host` of its host."""
+    info, used = find_info(case["model"])[0], compiled.memory_analysis()
+    weights = weight_bytes(info, placement)
+    if placement.mesh.size == 1:
+        weights["t5"] = 0
+    inputs = used.argument_size_in_bytes - weights[case["network"]]
+    outputs = used.output_size_in_bytes - used.alias_size_in_bytes
+    return {
+        "weights": weights[case["network"]],
+        "on_host": used.host_argument_size_in_bytes,
+        "inputs": inputs,
+        "temporaries": used.temp_size_in_bytes,
+        # All networks stay where they are while one runs.
+        "memory": sum(weights.values()) + inputs + used.temp_size_in_bytes + outputs,
+    }
+
+
+def measure(case: Case, side: int) -> Row:
     """A row of the table."""
     chip, count = parse_machine(case["slice"])
     devices = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[case["slice"]]).devices
-    lowered = lower(case, side, devices)
+    placement = placement_of(case, devices)
+    lowered = lower(case, side, placement)
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
-    used, collectives = compiled.memory_analysis(), sent(compiled.as_text())
-    info, words = find_info(case["model"])
-    mesh = make_mesh(case["mesh"], devices)
-    weights = weight_bytes(info.configs, "bfloat16", mesh, **case.get("changes", {}))
-    if count == 1:
-        weights["t5"] = 0
-    row = {
-        **case,
-        "side": side,
-        "chips": count,
-        "compile_seconds": round(seconds, 1),
-        "weights": weights[case["network"]],
-        "on_host": used.host_argument_size_in_bytes,
-        "inputs": used.argument_size_in_bytes - weights[case["network"]],
-        "temporaries": used.temp_size_in_bytes,
-        # All networks stay where they are while one runs.
-        "memory": sum(weights.values())
-        + used.argument_size_in_bytes
-        - weights[case["network"]]
-        + used.temp_size_in_bytes
-        + used.output_size_in_bytes
-        - used.alias_size_in_bytes,
-        "chip_memory": chip.memory,
-        "sent": collectives,
-    }
+    row = {**case, "side": side, "chips": count, "compile_seconds": round(seconds, 1)}
+    row |= memory_figures(case, placement, compiled)
+    row |= {"chip_memory": chip.memory, "sent": sent(compiled.as_text())}
     row["fits"] = row["memory"] <= chip.memory
     if case["network"] == "transformer":
-        canvas = Canvas.of(side, side, info.configs["autoencoder"].downsampling)
-        batch = case["groups"] * case["members"]
-        row |= roofline(
-            info.configs["transformer"], chip, count, canvas.tokens, words, batch,
-            weights=row["weights"], sent=sum(collectives.values()),
-        )  # fmt: skip
+        info, words = find_info(case["model"])
+        tokens, batch = info.canvas(side, side).tokens, case["groups"] * case["members"]
+        bytes_sent = sum(row["sent"].values())
+        row |= roofline(info, chip, count, tokens, words, batch, weights=row["weights"], sent=bytes_sent)
     return row
 
 
-def identity(row: dict[str, Any]) -> tuple:
+def identity(row: Row) -> tuple:
     """What a row is about."""
     mesh = tuple(sorted(row["mesh"].items()))
     changes = tuple(sorted(row.get("changes", {}).items()))
     return row["slice"], row["model"], row["network"], row["work"], mesh, row["groups"], row["side"], changes
 
 
-def name_of(mesh: dict[str, int]) -> str:
+def mesh_name(mesh: Mesh) -> str:
     """data=2,tensor=4, without the axes of size 1."""
     return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one chip"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def mesh_cell(row: Row) -> str:
+    """The mesh, bold where it is proposed, and what else is changed."""
+    name = mesh_name(row["mesh"])
+    changes = ("offload" if setting == "offload" else value for setting, value in row.get("changes", {}).items())
+    return ", ".join([f"**{name}**" if row["proposed"] else name, *changes])
+
+
+def times_cell(row: Row) -> str:
+    """Milliseconds of a step: the least, and what products, memory and network allow."""
+    if "step_seconds" not in row:
+        return "—"
+    parts = ", ".join(f"{1e3 * row[f'{part}_seconds']:.0f}" for part in ("product", "memory", "network"))
+    return f"{1e3 * row['step_seconds']:.0f} ({parts})"
+
+
+def table_line(row: Row) -> str:
+    """The row as Markdown."""
+    by_kind = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(row["sent"].items()) if size > 5e6)
+    cells = (
+        row["slice"],
+        row["model"],
+        row["side"],
+        row["work"] if row["network"] == "transformer" else row["network"],
+        mesh_cell(row),
+        row["groups"] * row["members"],
+        f"{row['compile_seconds']:.0f}",
+        f"{row['weights'] / GIB:.2f}",
+        f"{row['temporaries'] / GIB:.2f}",
+        f"{row['memory'] / GIB:.1f} of {row['chip_memory'] / GIB:.1f}",
+        by_kind or "0",
+        times_cell(row),
+        row.get("bound", "—"),
+    )
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def table(rows: list[Row]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "# FLUX on TPU slices, compiled without a TPU",
-        "",
-        "`python benchmarks/tpu_aot.py`: the TPU compiler's own memory analysis and HLO, in bfloat16 with splash",
-        "attention. An edit is a source and three edits (data: so many at once); a sweep two pictures a shard.",
-        "Memory counts all networks' weights on a chip, and what this program adds. Times are **estimates**: the",
-        "least that published peaks of products, memory and network allow for one step; nothing was run. Bold:",
-        "proposed by `--mesh auto`. On one chip T5 waits on the host, and copying offloaded blocks is not counted.",
-        "",
-        "| slice | model | side | what | mesh | batch | compile s | weights GiB | temporaries GiB "
-        "| all of chip GiB | sent GB | step ms (products, memory, network) | bound by |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        mesh = name_of(row["mesh"])
-        mesh = f"**{mesh}**" if row["proposed"] else mesh
-        mesh += "".join(
-            f", {'offload' if key == 'offload' else value}" for key, value in row.get("changes", {}).items()
-        )
-        by_kind = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(row["sent"].items()) if size > 5e6)
-        times = "—"
-        if "step_seconds" in row:
-            parts = ", ".join(f"{1e3 * row[f'{part}_seconds']:.0f}" for part in ("product", "memory", "network"))
-            times = f"{1e3 * row['step_seconds']:.0f} ({parts})"
-        what = row["work"] if row["network"] == "transformer" else row["network"]
-        lines.append(
-            f"| {row['slice']} | {row['model']} | {row['side']} | {what} | {mesh} "
-            f"| {row['groups'] * row['members']} | {row['compile_seconds']:.0f} | {row['weights'] / GIB:.2f} "
-            f"| {row['temporaries'] / GIB:.2f} | {row['memory'] / GIB:.1f} of {row['chip_memory'] / GIB:.1f} "
-            f"| {by_kind or '0'} | {times} | {row.get('bound', '—')} |"
-        )
-    return "\n".join(lines) + "\n"
+    return HEADING + "".join(map(table_line, rows))
 
 
-def shipped(rows: list[dict[str, Any]]) -> str:
+def shipped(rows: list[Row]) -> str:
     """The proposed meshes' memory, as JSON with a row a line."""
-    kept = [
+    proposed = [
         {name: row[name] for name in ("slice", "model", "work", "side", "mesh", "memory")}
         | {"batch": row["groups"] * row["members"]}
         for row in rows
         if row["proposed"] and row["network"] == "transformer"
     ]
-    return "[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n"
+    return "[\n" + ",\n".join(map(json.dumps, proposed)) + "\n]\n"
 
 
-def write(file: Path, text: str) -> None:
-    """A whole file or none."""
-    temporary = file.with_name(f"{file.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(file)
+def read_rows(out: Path) -> dict[tuple, Row]:
+    """What an earlier run has written, by what it is about."""
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    return {identity(row): row for row in rows}
+
+
+def save_rows(out: Path, rows: dict[tuple, Row]) -> None:
+    """JSON and Markdown, in the order of slices and models."""
+    slices = list(SLICES)
+    ordered = sorted(rows.values(), key=lambda row: (slices.index(row["slice"]), MODELS.index(row["model"])))
+    write_json(out, versions("jax") | {"rows": ordered})
+    write_text(out.with_suffix(".md"), table(ordered))
 
 
 @click.command()
 @click.option("--only", type=click.Choice(list(SLICES)), multiple=True, help="Slices [all]; repeat for more.")
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [both].")
 @click.option("--side", "sides", type=int, multiple=True, help="Height and width [512 and 1024].")
-@click.option("--work", "works", type=click.Choice(["edit", "sweep"]), multiple=True, help="Kinds of work [both].")
+@click.option("--work", "works", type=click.Choice(list(GROUPS)), multiple=True, help="Kinds of work [both].")
 @click.option("--mesh", "meshes", multiple=True, help="Meshes, such as data=2,tensor=4 [all].")
 @click.option("--network", "networks", multiple=True, help="Networks [transformer, t5, autoencoder].")
 @click.option("--fresh", is_flag=True, help="Compile again what the JSON has.")
-@click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="JSON file.")
-def main(only, models, sides, works, meshes, networks, fresh, out: Path) -> None:
+@out_option(TABLE)
+def main(only, models, sides, works, meshes, networks, fresh: bool, out: Path) -> None:
     """Compile FLUX for TPU slices, and say what fits and what bounds it."""
-    rows = {
-        identity(row): row for row in (json.loads(out.read_text())["rows"] if out.exists() and not fresh else [])
-    }
+    rows = {} if fresh else read_rows(out)
     wanted = [
         (case, side)
         for name in only or SLICES
@@ -260,23 +307,21 @@ def main(only, models, sides, works, meshes, networks, fresh, out: Path) -> None
         for case in cases(name, model)
         for side in sides or SIDES
         if (not works or case["work"] in works)
-        and (not meshes or name_of(case["mesh"]) in meshes)
+        and (not meshes or mesh_name(case["mesh"]) in meshes)
         and (not networks or case["network"] in networks)
+        # Text has no size.
         and (case["network"] != "t5" or side == SIDES[0])
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
     for case, side in tqdm(wanted, desc="compiling", unit="program", file=sys.stderr):
         key = identity({**case, "side": side})
         if key in rows:
             rows[key] |= case
-            continue
-        rows[key] = measure(case, side)
-        kept = sorted(rows.values(), key=lambda row: (list(SLICES).index(row["slice"]), MODELS.index(row["model"])))
-        write(out, json.dumps({"jax": jax.__version__, "rows": kept}, indent=2) + "\n")
-        write(out.with_suffix(".md"), table(kept))
-    print(table(list(rows.values())))
-    if out.resolve() == RESULTS:
-        write(SHIPPED, shipped(list(rows.values())))
+        else:
+            rows[key] = measure(case, side)
+            save_rows(out, rows)
+    click.echo(table(list(rows.values())))
+    if out.resolve() == RESULTS / TABLE:
+        write_text(SHIPPED, shipped(list(rows.values())))
     unfit = [row for row in rows.values() if not row["fits"]]
     if unfit:
         raise click.ClickException(f"{len(unfit)} rows do not fit their chip")

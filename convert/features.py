@@ -66,9 +66,9 @@ def rename(name: str) -> str | None:
 
 def _read_config(path: Path, read: Any) -> Any:
     """A config made from a JSON file; ConversionError for fields that are missing or not supported."""
-    told = read_json(path)
+    config = read_json(path)
     try:
-        return read(told)
+        return read(config)
     except KeyError as error:
         raise ConversionError(f"{path} does not say {error}") from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -41,12 +41,14 @@ def head_norms(target: str, query: str, key: str) -> dict[str, tuple[Piece, ...]
 def joined_out(config: FluxConfig, source: str) -> dict[str, tuple[Piece, ...]]:
     """A single block's output layer: one source weight [d, d + f] over attention and MLP, two kernels here."""
     width = config.width
-    whole = slice(0, width)
+    attention = slice(0, width)
     joined = slice(width, width * (1 + config.mlp_ratio))
     return {
-        "single_blocks.attention.out.kernel": (Piece(f"{source}.weight", DENSE_FROM_HEADS, (whole, whole)),),
+        "single_blocks.attention.out.kernel": (
+            Piece(f"{source}.weight", DENSE_FROM_HEADS, (attention, attention)),
+        ),
         "single_blocks.attention.out.bias": (Piece(f"{source}.bias", VECTOR),),
-        "single_blocks.mlp_out.kernel": (Piece(f"{source}.weight", DENSE, (whole, joined)),),
+        "single_blocks.mlp_out.kernel": (Piece(f"{source}.weight", DENSE, (attention, joined)),),
     }
 
 

@@ -48,10 +48,10 @@ def planned(networks: Mapping[str, Network]) -> Plans:
 
 def stored_dtype(network: Network) -> str:
     """The dtype of a network's weights; ConversionError for mixed or unknown ones."""
-    found = sorted(network.tensors.dtypes)
-    if len(found) != 1 or found[0] not in STORED:
-        raise ConversionError(f"weights are stored as {', '.join(found)}; say which `dtype` to write")
-    return STORED[found[0]]
+    dtypes = sorted(network.tensors.dtypes)
+    if len(dtypes) != 1 or dtypes[0] not in STORED:
+        raise ConversionError(f"weights are stored as {', '.join(dtypes)}; say which `dtype` to write")
+    return STORED[dtypes[0]]
 
 
 def known_vital_layers(
@@ -129,10 +129,10 @@ def convert(
 ) -> ModelInfo:
     """Write `source` as a converted checkpoint at `destination`, whole or not at all.
 
-    dtype: one of `DTYPES`, by default the transformer's own. vital_layers, vital_origin: what to record of
-    them; by default what the paper's authors found, for FLUX.1-dev. title: what people call the model, where that is
-    not the family's name for it. Raises ConversionError for a source that does
-    not fit, and for a destination that exists (unless `overwrite`, and then only a checkpoint is replaced).
+    dtype: one of `DTYPES`, by default the transformer's own. vital_layers, vital_origin: what to record of them; by
+    default what the paper's authors found, for FLUX.1-dev. title: what people call the model, where that is not the
+    family's name for it. Raises ConversionError for a source that does not fit, and for a destination that exists
+    (unless `overwrite`, and then only a checkpoint is replaced).
     """
     # Before the plans, which take a while.
     check_free(destination, INFO_FILE, "a checkpoint", overwrite)

@@ -162,9 +162,9 @@ def open_source(source: Path, text_encoders_folder: Path | None = None) -> Sourc
     singles = sorted(source.glob("flux1-*.safetensors"))
     if len(singles) == 1:
         return open_single_files(singles[0], text_encoders_folder or source)
-    found = (
+    contents = (
         f"{len(singles)} flux1-*.safetensors files"
         if singles
         else "neither transformer/ nor flux1-*.safetensors (nor, as DINOv2 and CLIP have it, config.json)"
     )
-    raise ConversionError(f"{source} is not a FLUX checkpoint in a known layout: it has {found}")
+    raise ConversionError(f"{source} is not a FLUX checkpoint in a known layout: it has {contents}")

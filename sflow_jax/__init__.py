@@ -1,4 +1,4 @@
-"""Stable Flow in JAX: find the vital layers of diffusion transformers and edit pictures with them, without training.
+"""Stable Flow in JAX: find the vital layers of diffusion transformers, edit pictures with them, train nothing.
 
 The public names; each is imported when it is first used, so that importing the package takes no time.
 """

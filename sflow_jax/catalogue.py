@@ -1,7 +1,7 @@
 """A name → a checkpoint or a feature network: a folder, or what ships with the package.
 
-The embedded model is converted once to the cache, and then a checkpoint like any other. The only part of the package
-that calls the converter.
+The embedded model is converted once to the cache, and then a checkpoint like any other. The only part of the
+package that calls the converter.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from sflow_convert.features import import_features
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
-from sflow_jax.measures.features import Features, copies_place, restore_features
+from sflow_jax.machine.meshes import copied
+from sflow_jax.measures.features import Features, restore_features
 from sflow_jax.settings import EMBEDDED
 from sflow_jax.storage.checkpoint import FORMAT, INFO_FILE, CheckpointError, ModelInfo, load_info, published_info
 from sflow_jax.storage.paths import cache_folder
@@ -54,9 +55,7 @@ def find_info(name: str) -> tuple[ModelInfo, int]:
     return info, info.family.words(lengths)
 
 
-def load_features(
-    name: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
-) -> Features:
+def load_features(name: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:
     """The network of a converted features folder, or one that ships: `toyworld` (DINOv2), `toyworld-clip`.
 
     dtype: of weights and arithmetic (norms, softmax and preprocessing are float32 always), by default the
@@ -68,12 +67,10 @@ def load_features(
     return open_published_features(EMBEDDED_FEATURES[str(name)], dtype=dtype, mesh=mesh)
 
 
-def open_published_features(
-    folder: Path, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
-) -> Features:
+def open_published_features(folder: Path, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:
     """A published DINOv2 or CLIP folder straight into memory, by default in float32."""
     info, network = import_features(folder, "float32" if dtype is None else jnp.dtype(dtype).name)
-    return Features.of(info, jax.device_put(network, copies_place(mesh)))
+    return Features.of(info, jax.device_put(network, copied(mesh)))
 
 
 def _digest() -> str:

@@ -58,8 +58,8 @@ def decode_latents(
 class Painter:
     """A model of any family, and where it runs. Make one with `Painter.load`.
 
-    info: what the checkpoint says. transformer, autoencoder: networks. prompts: the text encoder. placement: in which
-    numbers and where. checkpoint: the name that it was loaded by.
+    info: what the checkpoint says. transformer, autoencoder: networks. prompts: the text encoder. placement: in
+    which numbers and where. checkpoint: the name that it was loaded by.
     """
 
     def __init__(

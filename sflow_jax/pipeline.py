@@ -57,8 +57,8 @@ class Start:
 class StableFlow:
     """A model that generates, inverts and edits pictures, with control over its layers.
 
-    Make one with `StableFlow.load`. Every method raises ValueError with one clear line for bad input. progress: True
-    shows a bar, False nothing; or a callable, see `sflow_jax.progress`.
+    Make one with `StableFlow.load`. Every method raises ValueError with one clear line for bad input. progress:
+    True shows a bar, False nothing; or a callable, see `sflow_jax.progress`.
     """
 
     def __init__(self, painter: Painter):
@@ -78,12 +78,12 @@ class StableFlow:
     ) -> "StableFlow":
         """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
 
-        mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; each device reads only its slices. dtype:
-        of weights and computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel, by
-        default the one for the platform, see `sflow_jax.models.attention`. quantisation: "int8" (weights) or "fp8"
-        (products) in the blocks of the transformer and T5. offload: the transformer's blocks wait in host memory, and
-        are copied one ahead of the computation. text_encoder: where T5 is between prompts: "device", "host" or
-        "disk". Raises CheckpointError, and SettingError for unknown names.
+        mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; each device reads only its slices.
+        dtype: of weights and computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel,
+        by default the one for the platform, see `sflow_jax.models.attention`. quantisation: "int8" (weights) or
+        "fp8" (products) in the blocks of the transformer and T5. offload: the transformer's blocks wait in host
+        memory, and are copied one ahead of the computation. text_encoder: where T5 is between prompts: "device",
+        "host" or "disk". Raises CheckpointError, and SettingError for unknown names.
         """
         placement = Placement(
             mesh=mesh,
@@ -145,7 +145,7 @@ class StableFlow:
         return self.painter.decode(latents, self.info.canvas(height, width))
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
-        """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError where there are none."""
+        """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError if there are none."""
         return self.info.resolve_layers(layers)
 
     def generate(
@@ -163,8 +163,8 @@ class StableFlow:
     ) -> Generation:
         """Pictures of prompts, all from the same noise.
 
-        guidance: one number, or one a prompt. noise: packed [s, c], replaces the seed. bypass: layers that every step
-        leaves out.
+        guidance: one number, or one a prompt. noise: packed [s, c], replaces the seed. bypass: layers that every
+        step leaves out.
         """
         asked = GenerationSettings(steps=steps, guidance=guidance, seed=seed)
         canvas, layers = self.info.canvas(height, width), self.resolve_layers(bypass)
@@ -208,8 +208,8 @@ class StableFlow:
     ) -> Inversion:
         """The noise that leads to a picture, and the way there (inverse Euler with latent nudging).
 
-        prompt: what the picture shows. nudge: the latents are multiplied by it first (paper: 1.15). solver: a name of
-        `sampling.solvers.SOLVERS`. Defaults: 50 steps, guidance 1.
+        prompt: what the picture shows. nudge: the latents are multiplied by it first (paper: 1.15). solver: a name
+        of `sampling.solvers.SOLVERS`. Defaults: 50 steps, guidance 1.
         """
         asked = InversionSettings(steps=steps, guidance=guidance, nudge=nudge, solver=solver)
         rule, canvas = find_solver(solver), self.info.canvas(height, width)

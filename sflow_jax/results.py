@@ -67,11 +67,11 @@ class Edit:
 class Inversion:
     """A picture's path to noise.
 
-    trajectory: [steps + 1, s, c] float32, index 0 the nudged latents of the picture, last the noise.
-    sigmas: [steps + 1] ascending from 0 to 1, one a state. settings: prompt, steps, guidance, nudge,
-    height, width, solver. stored_points: [steps, s, c], where the velocity was evaluated that led from each state to
-    the next; None where that was the state itself. stored_evaluated: [steps], the sigma that it was told; None where
-    that was the next state's, as the reference's inversion has it.
+    trajectory: [steps + 1, s, c] float32, index 0 the nudged latents of the picture, last the noise. sigmas: [steps
+    + 1] ascending from 0 to 1, one a state. settings: prompt, steps, guidance, nudge, height, width, solver.
+    stored_points: [steps, s, c], where the velocity was evaluated that led from each state to the next; None where
+    that was the state itself. stored_evaluated: [steps], the sigma that it was told; None where that was the next
+    state's, as the reference's inversion has it.
     """
 
     trajectory: Float[np.ndarray, "t_plus_1 s c"]

@@ -53,13 +53,11 @@ def _at_least(name: str, value: Any, least: int) -> None:
 class Placement:
     """In which numbers and where a model runs.
 
-    dtype: a name of `DTYPES` or any numpy dtype; None is float32 on CPUs, else bfloat16. mesh: a `jax.sharding.Mesh`
-    or its axes as text, such as "data=2,tensor=4". Raises SettingError for unknown names.
+    dtype: a name of `DTYPES` or any numpy dtype; None is float32 on CPUs, else bfloat16. mesh: a
+    `jax.sharding.Mesh` or its axes as text, such as "data=2,tensor=4". Raises SettingError for unknown names.
     """
 
-    dtype: Any = setting(
-        None, "Weights and computation.", choices=DTYPES, unset="float32 on CPU, else bfloat16"
-    )
+    dtype: Any = setting(None, "Weights and computation.", choices=DTYPES, unset="float32 on CPU, else bfloat16")
     attention: str = setting(
         AUTOMATIC,
         "Attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, else xla.",
@@ -73,7 +71,9 @@ class Placement:
         flag="--quantize",
     )
     offload: bool = setting(False, "Blocks wait in host memory, for devices too small for all.", kind=bool)
-    text_encoder: str = setting("device", "Where the large text encoder (T5) waits between prompts.", choices=TEXT_ENCODER_PLACES)
+    text_encoder: str = setting(
+        "device", "Where the large text encoder (T5) waits between prompts.", choices=TEXT_ENCODER_PLACES
+    )
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, (AUTOMATIC, *KERNELS))
@@ -114,7 +114,9 @@ class InversionSettings(PaintingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.nudge > 0:
-            raise SettingError(f"`nudge` must be above 0, found {self.nudge} (the paper uses {NUDGE}; 1 means none)")
+            raise SettingError(
+                f"`nudge` must be above 0, found {self.nudge} (the paper uses {NUDGE}; 1 means none)"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,13 +159,9 @@ class SweepSettings(PaintingSettings):
     features: str | None = setting(
         None, "Converted DINOv2 that compares the pictures.", unset="the embedded model has its own"
     )
-    clip: str | None = setting(
-        None, "Converted CLIP for a second opinion.", unset="the embedded model has its own"
-    )
+    clip: str | None = setting(None, "Converted CLIP for a second opinion.", unset="the embedded model has its own")
     top: int | None = setting(None, "The vital set is the so many most vital layers.", kind=int)
-    threshold: float | None = setting(
-        None, "The vital set is the layers of at least this vitality.", kind=float
-    )
+    threshold: float | None = setting(None, "The vital set is the layers of at least this vitality.", kind=float)
     adaptive: bool = setting(False, "Stop measuring a layer once its place is clear.", kind=bool)
     error: float = setting(0.05, "Of --adaptive: chance of another set.", kind=float)
     keep_images: str = setting("thumbnails", "Which pictures the run's folder keeps.", choices=KEPT_PICTURES)

@@ -76,3 +76,17 @@ def photo() -> Image.Image:
     y, x = np.mgrid[0:48, 0:64] / 48
     channels = [np.sin(3 * x + y) / 2 + 0.5, np.cos(4 * y) / 2 + 0.5, x * y / 1.4]
     return Image.fromarray(np.uint8(255 * np.stack(channels, -1)))
+
+
+@pytest.fixture
+def compilations():
+    """The number of programs compiled or fetched from the compilation cache since the test began."""
+    seen = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: len(seen)
+    jax.monitoring.unregister_event_duration_listener(listen)

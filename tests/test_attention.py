@@ -103,9 +103,7 @@ def test_the_full_size_step_lowers_for_gpus(offload, cudnn):
     """FLUX.1-dev, source and edit at 1024²: cuDNN's attention once in each loop over blocks."""
     info, words = find_info("flux-dev")
     placement = Placement(dtype="bfloat16", attention="cudnn", offload=offload)
-    lowered = lower_step(
-        info, placement, info.canvas(), groups=1, members=2, words=words, platforms=("cuda",)
-    )
+    lowered = lower_step(info, placement, info.canvas(), groups=1, members=2, words=words, platforms=("cuda",))
     text = lowered.as_text()
     assert len(calls(text)) == 2 and text.count("stablehlo.while") >= 2
     assert ("pinned_host" in text) == offload

@@ -1,21 +1,6 @@
 """One compilation per batch shape, size and group size, counted at the backend."""
 
 import jax
-import pytest
-
-
-@pytest.fixture
-def compilations():
-    """The number of programs compiled or fetched from the compilation cache since the test began."""
-    seen = []
-
-    def listen(event: str, duration: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: len(seen)
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_changing_what_is_bypassed_asked_or_drawn_compiles_nothing(flow, compilations):

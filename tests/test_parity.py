@@ -121,9 +121,7 @@ def test_transformer_agrees_with_diffusers(family, flow, oracle, tmp_path):
         conditioning = FluxConditioning(text, pooled)
         return transformer(latents, conditioning, sigma=sigma, guidance=guidance, canvas=canvas).velocity
 
-    ours = jax.jit(velocity)(
-        flow.transformer, latents, text, pooled, guidance
-    )
+    ours = jax.jit(velocity)(flow.transformer, latents, text, pooled, guidance)
     assert relative(ours, theirs) <= NETWORK_LIMIT
 
 

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from sflow_jax.catalogue import find_info
 from sflow_jax.families.flux1 import FLUX1
-from sflow_jax.machine.meshes import batch_sharding, make_mesh, parameter_shardings, parse_mesh, partition_spec
+from sflow_jax.machine.meshes import batch_sharding, make_mesh, parse_mesh, partition_spec
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameters
@@ -16,6 +16,7 @@ from sflow_jax.pipeline import StableFlow
 from sflow_jax.planning.lowering import lower_step
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import abstract
+from sflow_jax.storage.placement import places_of
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
@@ -31,8 +32,10 @@ def mesh_name(sizes):
     ids=["transformer", "t5", "clip"],
 )
 def test_every_parameter_has_a_place(network, config, sizes):
-    shapes = {path: leaf.shape for path, leaf in parameters(abstract(FLUX1.networks[network].build, config)).items()}
-    places = parameter_shardings(network, shapes, make_mesh(sizes))
+    spec = FLUX1.networks[network]
+    module = abstract(spec.build, config)
+    shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
+    places = places_of(spec, network, module, make_mesh(sizes))
     if network == "transformer":
         # What one device holds of the big matrices: an eighth, whichever way they are split.
         held = sum(np.prod(places[p].shard_shape(s)) for p, s in shapes.items() if "blocks" in p and "kernel" in p)

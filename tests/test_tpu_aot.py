@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sflow_jax.catalogue import find_info
+from sflow_jax.planning.costs import bytes_sent
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from collectives import sent  # noqa: E402
-
-from sflow_jax.catalogue import find_info
-from sflow_jax.planning.costs import bytes_sent
 
 HLO = """
 HloModule m
@@ -77,25 +77,14 @@ def test_the_full_size_step_compiles_for_eight_chips(tmp_path):
     """FLUX.1-dev at 512² on a v5e-8, by the TPU compiler: fits, and sends what the plan says."""
     pytest.importorskip("libtpu", reason="the TPU compiler is only published for Linux on x86")
     out = tmp_path / "table.json"
-    chosen = (
-        "--only",
-        "v5e-8",
-        "--model",
-        "flux-dev",
-        "--side",
-        "512",
-        "--work",
-        "sweep",
-        "--network",
-        "transformer",
-    )
-    command = [sys.executable, BENCHMARKS / "tpu_aot.py", *chosen, "--mesh", "data=2,tensor=4", "--out", out]
+    what = "--only v5e-8 --model flux-dev --side 512 --work sweep --network transformer --mesh data=2,tensor=4"
+    command = [sys.executable, BENCHMARKS / "tpu_aot.py", *what.split(), "--out", out]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     (row,) = json.loads(out.read_text())["rows"]
     assert row["fits"] and row["proposed"] and row["bound"] == "product"
     # Weights of eight chips in two groups of four; temporaries stay small, since splash attention keeps no scores.
     assert row["weights"] == pytest.approx(11.9e9 * 2 / 4, rel=0.03) and row["temporaries"] < 0.2e9
-    config = find_info("flux-dev")[0].configs["transformer"]
-    assert sum(row["sent"].values()) == pytest.approx(bytes_sent(config, 1024, 512, 2, 4), rel=0.03)
+    info, words = find_info("flux-dev")
+    assert sum(row["sent"].values()) == pytest.approx(bytes_sent(info, 1024, words, 2, 4), rel=0.03)
     assert "| v5e-8 | flux-dev | 512 |" in out.with_suffix(".md").read_text()

@@ -1,99 +1,130 @@
 """`sflow demo`: what the method does, shown on the embedded model in under a minute."""
 
+import contextlib
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 
-from sflow_jax.measures.metrics import psnr
-from sflow_jax.pipeline import StableFlow
-from sflow_jax.toyworld.reader import AttributeReader
+from sflow_jax.commands.console import Command
+from sflow_jax.commands.options import record
+from sflow_jax.pictures.files import to_unit
+from sflow_jax.pictures.grids import captioned_grid
+from sflow_jax.settings import EMBEDDED
+from sflow_jax.storage.output import output_folder
 from sflow_jax.toyworld.scenes import Scene, sample_scene
+
+if TYPE_CHECKING:
+    from sflow_jax.pipeline import StableFlow
+    from sflow_jax.results import Edit
 
 SEED = 5
 GENERATED = Scene(species="cat", colour="orange", hat="blue", object="ball", object_colour="red", pose="standing")
 CHANGES = ({"pose": "sitting"}, {"place": "snow"}, {"hat": "none"}, {"species": "dog"})
 DRAWN_SEED = 11
 WORDING = 3
+# Levels of 255 by which a pixel of two drawings must differ to count as changed.
+VISIBLE = 6
+
+
+@click.command(cls=Command, epilog="sflow demo")
+@click.option("--out", "-o", default="sflow-demo", show_default=True, help="Folder for the results.")
+def demo(out: str) -> None:
+    """See the method at work on the embedded model, in under a minute: grid.png, demo.json."""
+    with output_folder(out) as folder:
+        shown = run_demo()
+        folder.image("grid.png", captioned_grid(shown.images, shown.captions, columns=1 + len(CHANGES)))
+        folder.json("demo.json", record(EMBEDDED, shown.figures, shown.seconds))
+    click.echo(summary(shown, out))
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Pictures and captions, row by row, and what was measured."""
+    """Pictures and captions, row by row; what was measured; and how long each part took."""
 
     images: Float[np.ndarray, "n y x 3"]
     captions: list[str]
     figures: dict[str, Any]
+    seconds: dict[str, float]
 
 
-def described(change: dict[str, str]) -> str:
-    """`pose → sitting`."""
-    return ", ".join(f"{name} → {value}" for name, value in change.items())
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A scene, and changes to it, each an edit of its own."""
 
+    scene: Scene
+    changes: Sequence[dict[str, str]]
 
-def outside(image: np.ndarray, reference: np.ndarray, mask: Bool[np.ndarray, "y x"]) -> float:
-    """PSNR in dB over the pixels that an edit should leave alone."""
-    return psnr(image[~mask], reference[~mask])
+    @property
+    def targets(self) -> list[Scene]:
+        """What each edit should show."""
+        return [self.scene.edited(**change) for change in self.changes]
 
+    @property
+    def captions(self) -> list[str]:
+        """Of the scene, then of every target."""
+        return [scene.caption(WORDING) for scene in (self.scene, *self.targets)]
 
-def judged(source: dict[str, str], edit: dict[str, str], change: dict[str, str]) -> dict[str, Any]:
-    """What the attribute reader says of an edit: whether it happened, and which other attributes changed."""
-    return {
-        "happened": all(edit[name] == value for name, value in change.items()),
-        "lost": [name for name in source if name not in change and edit[name] != source[name]],
-    }
-
-
-def as_float(picture: np.ndarray) -> np.ndarray:
-    """uint8 → float32 in 0..1."""
-    return picture.astype(np.float32) / 255
+    def outcomes(self, source: dict[str, str], edits: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+        """From attributes read off pictures: whether each change happened, and which other attributes were lost."""
+        return [
+            {
+                "change": label(change),
+                "happened": all(edit[name] == value for name, value in change.items()),
+                "lost": [name for name in source if name not in change and edit[name] != source[name]],
+            }
+            for change, edit in zip(self.changes, edits, strict=True)
+        ]
 
 
 def run_demo(*, progress: bool = True) -> Demo:
     """Generate a picture and edit it four ways; take a drawing that training never saw, and edit that."""
-    seconds, start = {}, time.perf_counter()
+    # Imported late, so that `--help` is quick.
+    from sflow_jax.pipeline import StableFlow
+    from sflow_jax.toyworld.reader import AttributeReader
 
-    def lap(name: str) -> None:
-        nonlocal start
-        seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
-
-    flow, reader = StableFlow.load("toyworld"), AttributeReader()
-    lap("convert and load")
-    captions = [GENERATED.caption(WORDING), *(GENERATED.edited(**change).caption(WORDING) for change in CHANGES)]
-    generated = flow.edit(captions[0], captions[1:], seed=SEED, edits_at_once=len(CHANGES), progress=progress)
-    lap("generate and edit")
+    seconds: dict[str, float] = {}
+    with timed(seconds, "convert and load"):
+        flow, reader = StableFlow.load(EMBEDDED), AttributeReader()
+    generated = Example(GENERATED, CHANGES)
+    source, *edits = generated.captions
+    with timed(seconds, "generate and edit"):
+        painted = flow.edit(source, edits, seed=SEED, edits_at_once=len(edits), progress=progress)
     scene = sample_scene(np.random.default_rng(DRAWN_SEED), "held-out")
-    targets = [scene.edited(**change) for change in drawn_changes(scene)]
-    drawing = scene.draw(flow.info.picture_size)
-    prompts = [scene.caption(WORDING), *(target.caption(WORDING) for target in targets)]
-    inversion = flow.invert(drawing, prompts[0], progress=progress)
-    lap("invert")
-    real = flow.edit(
-        prompts[0], prompts[1:], inversion=inversion, unnudge=True, edits_at_once=len(CHANGES), progress=progress
-    )
-    lap("edit the drawing")
-    read = reader(np.concatenate([generated.images, real.images])).named
-    rows = len(generated.images)
+    drawn, drawing = Example(scene, drawn_changes(scene)), scene.draw(flow.info.picture_size)
+    redrawn = edit_drawing(flow, drawing, drawn, seconds, progress)
+    of_painted, of_redrawn = (reader(edit.images).named for edit in (painted, redrawn))
+    answers = (known_answer(image, scene, target) for image, target in zip(redrawn.images[1:], drawn.targets))
+    outcomes = drawn.outcomes(scene.attributes(), of_redrawn[1:])
     figures = {
-        "layers": generated.layers,
-        "generated": [
-            {"change": described(change), **judged(read[0], read[i], change)} for i, change in enumerate(CHANGES, 1)
-        ],
-        "drawn": [
-            {
-                "change": described(change),
-                **judged(scene.attributes(), read[rows + i], change),
-                **known_answer(real.images[i], scene, target),
-            }
-            for i, (change, target) in enumerate(zip(drawn_changes(scene), targets), 1)
-        ],
-        "seconds": seconds,
+        "layers": painted.layers,
+        "generated": generated.outcomes(of_painted[0], of_painted[1:]),
+        "drawn": [outcome | answer for outcome, answer in zip(outcomes, answers)],
     }
-    shown = np.concatenate([generated.images, as_float(drawing)[None], real.images[1:]])
-    titles = [f"generated: {captions[0]}", *captions[1:], f"drawn: {prompts[0]}", *prompts[1:]]
-    return Demo(shown, titles, figures)
+    images = np.concatenate([painted.images, to_unit(drawing)[None], redrawn.images[1:]])
+    captions = [f"generated: {source}", *edits, f"drawn: {drawn.captions[0]}", *drawn.captions[1:]]
+    return Demo(images, captions, figures, seconds)
+
+
+def edit_drawing(
+    flow: "StableFlow",
+    drawing: UInt8[np.ndarray, "y x 3"],
+    example: Example,
+    seconds: dict[str, float],
+    progress: bool,
+) -> "Edit":
+    """Invert a drawing, then edit it in all of the example's ways."""
+    source, *edits = example.captions
+    with timed(seconds, "invert"):
+        inversion = flow.invert(drawing, source, progress=progress)
+    with timed(seconds, "edit the drawing"):
+        return flow.edit(
+            source, edits, inversion=inversion, unnudge=True, edits_at_once=len(edits), progress=progress
+        )
 
 
 def drawn_changes(scene: Scene) -> list[dict[str, str]]:
@@ -110,35 +141,50 @@ def drawn_changes(scene: Scene) -> list[dict[str, str]]:
     ]
 
 
-def known_answer(image: np.ndarray, source: Scene, target: Scene) -> dict[str, float]:
+def known_answer(image: Float[np.ndarray, "y x 3"], source: Scene, target: Scene) -> dict[str, float]:
     """An edit against the drawing with that attribute changed, and against the source where nothing should."""
+    from sflow_jax.measures.metrics import psnr
+
     before, after = (scene.draw(image.shape[0]) for scene in (source, target))
-    mask = np.abs(before.astype(int) - after.astype(int)).max(axis=-1) > 6
-    figures = {"psnr_to_right_answer_db": psnr(image, as_float(after))}
-    if not mask.all():
-        figures["psnr_of_what_should_stay_db"] = outside(image, as_float(before), mask)
-    return {name: round(value, 1) for name, value in figures.items()}
+    changed = np.abs(before.astype(int) - after.astype(int)).max(axis=-1) > VISIBLE
+    decibels = {"psnr_to_right_answer_db": psnr(image, to_unit(after))}
+    if not changed.all():
+        decibels["psnr_of_what_should_stay_db"] = psnr(image[~changed], to_unit(before)[~changed])
+    return {name: round(value, 1) for name, value in decibels.items()}
 
 
-def told(demo: Demo, out: str) -> str:
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long a block takes."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def label(change: dict[str, str]) -> str:
+    """`pose → sitting`."""
+    return ", ".join(f"{name} → {value}" for name, value in change.items())
+
+
+def summary(demo: Demo, out: str) -> str:
     """What happened, in plain words."""
-    figures = demo.figures
+    durations = ", ".join(f"{name} {value} s" for name, value in demo.seconds.items())
     lines = [
         "Painted a picture with the embedded model and edited it four ways, then took a drawing that the model",
         "never saw, inverted it and edited it. Keys and values of the source went into layers "
-        f"{', '.join(map(str, figures['layers']))}.",
+        f"{', '.join(map(str, demo.figures['layers']))}.",
         "",
-    ]
-    for kind in ("generated", "drawn"):
-        for row in figures[kind]:
-            fate = "happened" if row["happened"] else "did not happen"
-            lost = f"; lost: {', '.join(row['lost'])}" if row["lost"] else ""
-            known = f"; {row['psnr_to_right_answer_db']} dB to the right answer" if kind == "drawn" else ""
-            lines.append(f"  {kind:9} {row['change']:16} {fate}{lost}{known}")
-    taken = ", ".join(f"{name} {value} s" for name, value in figures["seconds"].items())
-    lines += [
+        *(outcome_line(kind, outcome) for kind in ("generated", "drawn") for outcome in demo.figures[kind]),
         "",
-        f"Took: {taken}. Look at {out}/grid.png; all figures are in {out}/demo.json.",
+        f"Took: {durations}. Look at {out}/grid.png; all figures are in {out}/demo.json.",
         "Next: sflow edit -m toyworld -p 'a red dog on the beach' -e 'a blue dog on the beach' -o dog",
     ]
     return "\n".join(lines)
+
+
+def outcome_line(kind: str, outcome: dict[str, Any]) -> str:
+    """What happened to one edit."""
+    fate = "happened" if outcome["happened"] else "did not happen"
+    lost = f"; lost: {', '.join(outcome['lost'])}" if outcome["lost"] else ""
+    known = f"; {outcome['psnr_to_right_answer_db']} dB to the right answer" if kind == "drawn" else ""
+    return f"  {kind:9} {outcome['change']:16} {fate}{lost}{known}"

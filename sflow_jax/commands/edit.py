@@ -59,10 +59,10 @@ def edit(
             folder.picture(f"edit-{i}.png", picture)
         folder.image("grid.png", captioned_grid(result.images, [f"source: {prompt}", *edits]))
         unused = OF_GENERATED if image or inversion else OF_PHOTOS
-        told = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion}
-        told |= {name: value for name, value in as_record(result.settings).items() if name not in unused}
+        settings_record = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion}
+        settings_record |= {name: value for name, value in as_record(result.settings).items() if name not in unused}
         folder.json(
-            "edit.json", record(chosen.model, told | placement_record(flow.painter.placement), seconds)
+            "edit.json", record(chosen.model, settings_record | placement_record(flow.painter.placement), seconds)
         )
     if reports:
         click.echo(f"source and {len(edits)} edits in {out}")

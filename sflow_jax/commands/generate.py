@@ -36,7 +36,11 @@ def generate(chosen: Chosen, prompts: tuple[str, ...], settings: GenerationSetti
         for i, image in enumerate(result.images, 1):
             folder.picture(f"picture-{i}.png", image)
         folder.image("grid.png", captioned_grid(result.images, prompts))
-        told = {"prompts": prompts, **as_record(result.settings), **placement_record(flow.painter.placement)}
-        folder.json("generate.json", record(chosen.model, told, seconds))
+        settings_record = {
+            "prompts": prompts,
+            **as_record(result.settings),
+            **placement_record(flow.painter.placement),
+        }
+        folder.json("generate.json", record(chosen.model, settings_record, seconds))
     if reports:
         click.echo(f"{len(prompts)} pictures in {out}")

@@ -47,8 +47,8 @@ def _lines(model: str, machine: str | None, placement: Placement) -> list[str]:
 
     if machine is not None:
         chip, count = parse_machine(machine)
-        found, words = find_info(model)
-        return describe_plan(found, words, machine, chip, count, placement)
+        described, words = find_info(model)
+        return describe_plan(described, words, machine, chip, count, placement)
     return describe_features(model) if is_features_folder(model) else describe_model(find_info(model)[0])
 
 

@@ -43,9 +43,9 @@ def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings,
         again, figures = reconstruct(flow, photo, inversion, reports)
         inversion.save(folder.path)
         folder.picture("reconstruction.png", again.images[0])
-        told = {"image": image, **inversion.settings, **placement_record(flow.painter.placement)}
-        told["psnr_db"] = {name: round(value, 2) for name, value in figures.items()}
-        folder.json("inversion.json", record(chosen.model, told, seconds))
+        settings_record = {"image": image, **inversion.settings, **placement_record(flow.painter.placement)}
+        settings_record["psnr_db"] = {name: round(value, 2) for name, value in figures.items()}
+        folder.json("inversion.json", record(chosen.model, settings_record, seconds))
     if reports:
         click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 

@@ -35,8 +35,8 @@ class Commands(click.Group):
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         names = [name for name in COMMANDS if name.startswith(incomplete)]
-        found = [CompletionItem(name, help=COMMANDS[name]) for name in names]
-        return found or super().shell_complete(context, incomplete)
+        items = [CompletionItem(name, help=COMMANDS[name]) for name in names]
+        return items or super().shell_complete(context, incomplete)
 
 
 @click.group(

@@ -50,7 +50,7 @@ def setting_option(field: dataclasses.Field) -> Callable:
     """The click option of one setting: its name, type, default and help."""
     about = field.metadata
     if about["kind"] is bool:
-        return click.option(flag_of(field), field.name, is_flag=True, help=about["help"])
+        return click.option(flag_of(field), field.name, is_flag=True, default=field.default, help=about["help"])
     kind = click.Choice(list(about["choices"])) if about["choices"] else about["kind"]
     unset = f" [{about['unset']}]" if about["unset"] else ""
     return click.option(

@@ -144,7 +144,7 @@ class Family(abc.ABC):
         """Floating point operations of one step: products over tokens (a multiply-add is two), and attention."""
 
     @abc.abstractmethod
-    def summed_numbers(self, configs: Configs) -> float:
+    def summed_numbers(self, configs: Configs) -> int:
         """Numbers a token that devices which split the layers add up in one step: sums × width of the stream."""
 
     def layers(self, configs: Configs) -> int:

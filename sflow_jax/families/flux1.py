@@ -69,9 +69,7 @@ class Flux1(Family):
 
     def defaults(self, variant: str) -> Defaults:
         if variant == "schnell":
-            return Defaults(
-                steps=4, guidance=0.0, edit_steps=4, sweep_steps=4, sweep_guidance=0.0, real_steps=8
-            )
+            return Defaults(steps=4, guidance=0.0, edit_steps=4, sweep_steps=4, sweep_guidance=0.0, real_steps=8)
         return Defaults(steps=28, guidance=3.5, edit_steps=15, sweep_steps=15, sweep_guidance=3.5)
 
     def layer_kinds(self, configs: Configs) -> tuple[tuple[str, int], ...]:
@@ -127,7 +125,7 @@ class Flux1(Family):
         ends = 2 * width * (2 * config.in_channels * tokens + config.text_width * words)
         return float(batch * (products + attention + ends))
 
-    def summed_numbers(self, configs: Configs) -> float:
+    def summed_numbers(self, configs: Configs) -> int:
         """Two sums over devices in each double block and one in each single block."""
         config = configs["transformer"]
         return (2 * config.double_blocks + config.single_blocks) * config.width

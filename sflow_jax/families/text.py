@@ -35,9 +35,9 @@ def tokenize(tokenizer: Any, prompt: str, length: int, reader: str) -> Int[np.nd
     """Token ids padded or cut to `length`; a warning quotes what `reader` will not see."""
     ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
     # `verbose=False`: the tokenizer's own length warning would not say what is lost.
-    whole = tokenizer(prompt, truncation=False, return_offsets_mapping=True, verbose=False)
-    if len(whole.input_ids) > length:
+    uncut = tokenizer(prompt, truncation=False, return_offsets_mapping=True, verbose=False)
+    if len(uncut.input_ids) > length:
         # The last place kept goes to the end-of-text mark.
-        lost = prompt[whole.offset_mapping[length - 1][0] :]
+        lost = prompt[uncut.offset_mapping[length - 1][0] :]
         logger.warning("prompt is longer than the %d tokens that %s reads; ignored: %r", length, reader, lost)
     return np.asarray([ids], np.int32)

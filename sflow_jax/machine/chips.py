@@ -69,12 +69,12 @@ def find_chip(device_kind: str) -> Chip:
 
 def parse_machine(text: str) -> tuple[Chip, int]:
     """`v6e-8` or `h100x1` → the chip and how many; v5p counts cores, two a chip. ValueError for anything else."""
-    found = re.fullmatch(r"([a-z0-9]+?)(?:-|x)([1-9]\d*)", text.lower())
-    if not found or found[1] not in CHIPS:
+    parts = re.fullmatch(r"([a-z0-9]+?)(?:-|x)([1-9]\d*)", text.lower())
+    if not parts or parts[1] not in CHIPS:
         raise ValueError(
             f"cannot read machine {text!r}: write one of {', '.join(CHIPS)} and how many, such as v6e-8"
         )
-    chip, count = CHIPS[found[1]], int(found[2])
+    chip, count = CHIPS[parts[1]], int(parts[2])
     if count % chip.cores:
         raise ValueError(f"{text}: {chip.name} counts cores, {chip.cores} a chip")
     return chip, count // chip.cores

@@ -15,11 +15,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 AnyMesh = Mesh | AbstractMesh
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
-# Parameter path (network.path) → how its axes are split; the first match wins and every path must match.
+# Parameter path (network.path) of large networks → how its axes are split; the first match wins and every path must
+# match. Small networks are copied.
 # n stacked blocks, d hidden size, 3 q k v, h heads, k head dimension, f MLP width.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # Small networks are copied to every device.
-    (r"(autoencoder|clip)\..*", PartitionSpec()),
     # [n, d, 3, h, k], [n, 3, h, k] and back [n, h, k, d]
     (r".*blocks\..*qkv\.kernel", PartitionSpec(None, FSDP, None, TENSOR, None)),
     (r".*blocks\..*qkv\.bias", PartitionSpec(None, None, TENSOR, None)),
@@ -84,7 +83,9 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> Partitio
     matching = ((pattern, spec) for pattern, spec in RULES if re.fullmatch(pattern, path))
     pattern, spec = next(matching, ("", None))
     if spec is None:
-        raise ValueError(f"no sharding rule matches parameter {path} {shape}; add one to sflow_jax.machine.meshes.RULES")
+        raise ValueError(
+            f"no sharding rule matches parameter {path} {shape}; add one to sflow_jax.machine.meshes.RULES"
+        )
     if len(spec) > len(shape):
         raise ValueError(f"sharding rule {pattern} has {len(spec)} axes, but {path} is {shape}")
     for axis, name in enumerate(spec):
@@ -101,11 +102,16 @@ def parameter_shardings(
 ) -> dict[str, Sharding]:
     """Path → sharding of every parameter of a network; without a mesh, all on this process's first device."""
     if mesh is None:
-        return dict.fromkeys(shapes, SingleDeviceSharding(jax.local_devices()[0]))
+        return dict.fromkeys(shapes, copied(None))
     return {
         path: NamedSharding(mesh, partition_spec(f"{network}.{path}", shape, mesh))
         for path, shape in shapes.items()
     }
+
+
+def copied(mesh: AnyMesh | None) -> Sharding:
+    """Every device of a mesh has a copy; without a mesh, this process's first device."""
+    return SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def platform(sharding: Sharding | None) -> str:

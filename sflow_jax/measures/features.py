@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.preprocessing import Preprocessing
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.clip_vision import Clip, ClipConfig, ClipVisionConfig
@@ -83,8 +84,8 @@ class FeaturesInfo:
         The names of files and folders do not matter.
         """
         configs = dataclasses.asdict(self.config), dataclasses.asdict(self.preprocessing)
-        told = [self.kind, *configs, sorted(self.source_digests.values()), jnp.dtype(dtype).name]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        identity = [self.kind, *configs, sorted(self.source_digests.values()), jnp.dtype(dtype).name]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """The text of `features.json`."""
@@ -166,11 +167,6 @@ def abstract_features(info: FeaturesInfo) -> nnx.Module:
     return abstract(NETWORKS[info.kind], info.config)
 
 
-def copies_place(mesh: Mesh | None) -> Sharding:
-    """Where a feature network is: every device of a mesh has a copy; without one, the first device."""
-    return SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
-
-
 def restore_features(
     folder: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> Features:
@@ -180,5 +176,5 @@ def restore_features(
     """
     info = load_info(folder)
     module = abstract_features(info)
-    places = dict.fromkeys(parameters(module), copies_place(mesh))
+    places = dict.fromkeys(parameters(module), copied(mesh))
     return Features.of(info, restore_network(folder, ITEM, module, info.dtype if dtype is None else dtype, places))

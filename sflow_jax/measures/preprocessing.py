@@ -76,37 +76,41 @@ def _apply(pictures: Float[Array, "b y x 3"], weights: np.ndarray, axis: str) ->
     return jnp.clip(rounded, 0, LEVELS).astype(jnp.float32)
 
 
-def _lengths(told: Any, *keys: str) -> tuple[int, ...] | None:
+def _lengths(size: Any, *keys: str) -> tuple[int, ...] | None:
     """The whole numbers under exactly these keys; None for anything else."""
-    if not isinstance(told, dict) or set(told) != set(keys):
+    if not isinstance(size, dict) or set(size) != set(keys):
         return None
-    lengths = tuple(told[key] for key in keys)
+    lengths = tuple(size[key] for key in keys)
     return lengths if all(isinstance(length, int) and length > 0 for length in lengths) else None
 
 
-def _resize_target(told: Any) -> dict[str, Any]:
+def _resize_target(size: Any) -> dict[str, Any]:
     """The size of a preprocessor config; a bare number is the shorter side's, as these processors read it."""
-    told = {"shortest_edge": told} if isinstance(told, int) else told
-    if edge := _lengths(told, "shortest_edge"):
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    if edge := _lengths(size, "shortest_edge"):
         return {"shortest_edge": edge[0]}
-    if sides := _lengths(told, "height", "width"):
+    if sides := _lengths(size, "height", "width"):
         return {"size": sides}
-    raise ValueError(f"size {told!r} is not supported: it needs shortest_edge, or height and width")
+    raise ValueError(f"size {size!r} is not supported: it needs shortest_edge, or height and width")
 
 
-def _crop(told: Any) -> tuple[int, int]:
+def _crop(size: Any) -> tuple[int, int]:
     """(height, width) of a preprocessor config's crop; a bare number is both."""
-    sides = _lengths({"height": told, "width": told} if isinstance(told, int) else told, "height", "width")
+    sides = _lengths({"height": size, "width": size} if isinstance(size, int) else size, "height", "width")
     if sides is None:
-        raise ValueError(f"crop_size {told!r} is not supported: it needs height and width")
+        raise ValueError(f"crop_size {size!r} is not supported: it needs height and width")
     return sides
 
 
-def _channels(told: Any, name: str) -> tuple[float, ...]:
+def _channels(values: Any, name: str) -> tuple[float, ...]:
     """One number a channel."""
-    if not isinstance(told, list | tuple) or len(told) != 3 or not all(isinstance(x, int | float) for x in told):
-        raise ValueError(f"{name} {told!r} is not supported: it needs three numbers, of red, green and blue")
-    return tuple(map(float, told))
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != 3
+        or not all(isinstance(x, int | float) for x in values)
+    ):
+        raise ValueError(f"{name} {values!r} is not supported: it needs three numbers, of red, green and blue")
+    return tuple(map(float, values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +144,14 @@ class Preprocessing:
         missing = [key for key, needed in wanted.items() if needed and not config.get(key)]
         if missing:
             raise ValueError(f"the preprocessing config does not say {', '.join(missing)}")
-        made = {"scale": float(config.get("rescale_factor", 1 / LEVELS)) if rescale else 1.0}
+        fields = {"scale": float(config.get("rescale_factor", 1 / LEVELS)) if rescale else 1.0}
         if resize:
-            made |= {"resample": config.get("resample", BICUBIC), **_resize_target(config["size"])}
+            fields |= {"resample": config.get("resample", BICUBIC), **_resize_target(config["size"])}
         if crop:
-            made["crop"] = _crop(config["crop_size"])
+            fields["crop"] = _crop(config["crop_size"])
         if normalize:
-            made |= {name: _channels(config[f"image_{name}"], f"image_{name}") for name in ("mean", "std")}
-        return cls(**made)
+            fields |= {name: _channels(config[f"image_{name}"], f"image_{name}") for name in ("mean", "std")}
+        return cls(**fields)
 
     def __post_init__(self):
         if self.resample not in KERNELS:
@@ -162,17 +166,17 @@ class Preprocessing:
         longer = int(self.shortest_edge * max(height, width) / min(height, width))
         return (longer, self.shortest_edge) if width <= height else (self.shortest_edge, longer)
 
-    def _weights(self, before: int, after: int, kept: int) -> np.ndarray | None:
+    def _weights(self, before: int, after: int, cropped: int) -> np.ndarray | None:
         """Of the rows (or columns) that the crop keeps; None where nothing changes."""
-        if kept > after:
+        if cropped > after:
             raise ValueError(
-                f"a picture resized to {after} pixels along a side is too small for a crop of {kept}; "
+                f"a picture resized to {after} pixels along a side is too small for a crop of {cropped}; "
                 "give larger pictures"
             )
-        if before == after == kept:
+        if before == after == cropped:
             return None
-        start = (after - kept) // 2
-        return resize_weights(before, after, self.resample)[start : start + kept]
+        start = (after - cropped) // 2
+        return resize_weights(before, after, self.resample)[start : start + cropped]
 
     def __call__(self, pictures: Real[AnyArray, "b y x 3"]) -> Float[Array, "b v u 3"]:
         """Pictures of levels 0..255 (uint8, or float, rounded to whole levels) → the network's input, float32.
@@ -182,8 +186,8 @@ class Preprocessing:
         x = jnp.clip(jnp.round(jnp.asarray(pictures, jnp.float32)), 0, LEVELS)
         height, width = pictures.shape[1:3]
         resized = self.resized(height, width)
-        kept = self.crop or resized
-        across, down = self._weights(width, resized[1], kept[1]), self._weights(height, resized[0], kept[0])
+        cropped = self.crop or resized
+        across, down = self._weights(width, resized[1], cropped[1]), self._weights(height, resized[0], cropped[0])
         x = x if across is None else _apply(x, across, "x")
         x = x if down is None else _apply(x, down, "y")
         mean, std = (jnp.asarray(numbers, jnp.float32).reshape(1, 1, 1, 3) for numbers in (self.mean, self.std))

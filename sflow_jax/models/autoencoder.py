@@ -50,9 +50,9 @@ class AutoencoderConfig:
         # The two quantisation convolutions default to present in diffusers.
         defaults = {"act_fn": "silu", "mid_block_add_attention": True}
         for name, value in expected.items():
-            found = config.get(name, defaults.get(name, True))
-            if found != value:
-                raise ValueError(f"this autoencoder is not FLUX's: {name} is {found!r}, expected {value!r}")
+            stated = config.get(name, defaults.get(name, True))
+            if stated != value:
+                raise ValueError(f"this autoencoder is not FLUX's: {name} is {stated!r}, expected {value!r}")
         return cls(
             picture_channels=config.get("in_channels", 3),
             latent_channels=config.get("latent_channels", 16),

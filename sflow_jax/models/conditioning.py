@@ -13,7 +13,7 @@ class Conditioning:
     def __len__(self) -> int:
         return jax.tree.leaves(self)[0].shape[0]
 
-    def rows(self, rows: Sequence[int]) -> "Conditioning":
+    def rows(self, rows: Sequence[int] | np.ndarray) -> "Conditioning":
         """Some rows, in that order."""
         numbers = np.asarray(rows)
         return jax.tree.map(lambda leaf: leaf[numbers], self)

@@ -104,7 +104,9 @@ class FluxConfig:
             rotary_axes=tuple(config.get("axes_dims_rope", (16, 56, 56))),
         )
         if sum(sizes.rotary_axes) != sizes.head_dim:
-            raise ValueError(f"axes_dims_rope {sizes.rotary_axes} must add up to attention_head_dim {sizes.head_dim}")
+            raise ValueError(
+                f"axes_dims_rope {sizes.rotary_axes} must add up to attention_head_dim {sizes.head_dim}"
+            )
         return sizes
 
 

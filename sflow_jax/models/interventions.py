@@ -102,9 +102,9 @@ def scale_tokens(x: Float[Array, "b l d"], scale: Float[AnyArray, " b"] | None) 
 
 
 def scale_heads(
-    mixed: Float[Array, "b l h k"], heads: Float[AnyArray, "b h"] | None, whole: Float[AnyArray, " b"] | None = None
+    mixed: Float[Array, "b l h k"], heads: Float[AnyArray, "b h"] | None, every: Float[AnyArray, " b"] | None = None
 ) -> Float[Array, "b l h k"]:
     """Attention's output times a number a head, and one a picture."""
     if heads is not None:
         mixed = mixed * heads.astype(mixed.dtype)[:, None, :, None]
-    return mixed if whole is None else mixed * whole.astype(mixed.dtype)[:, None, None, None]
+    return mixed if every is None else mixed * every.astype(mixed.dtype)[:, None, None, None]

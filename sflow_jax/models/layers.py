@@ -112,16 +112,16 @@ def sinusoids(value: Float[Array, " b"], width: int, max_period: float = 10_000.
 
 
 def scan_layers(
-    body: Callable[..., tuple[Any, Any]], carry: Any, blocks: nnx.Module, given: Any, *, unroll: bool = False
+    body: Callable[..., tuple[Any, Any]], carry: Any, blocks: nnx.Module, rows: Any, *, unroll: bool = False
 ) -> tuple[Any, Any]:
-    """`carry, captured = body(carry, block, row)` over stacked blocks and the rows of `given`.
+    """`carry, captured = body(carry, block, row)` over stacked blocks and the rows of `rows`.
 
     Returns the last carry, and what every block captured, stacked. Kernels that wait in host memory are copied to
     the device one block ahead, while the block before computes.
     """
     spaces = {jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(blocks)}
     if jax.memory.Space.Host not in spaces:
-        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (blocks, given), unroll=unroll)
+        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (blocks, rows), unroll=unroll)
     count = len(jax.tree.leaves(blocks)[0])
 
     def fetch(i: jax.Array | int) -> nnx.Module:
@@ -135,7 +135,7 @@ def scan_layers(
         inner, captured = body(inner, block, row)
         return (inner, following), captured
 
-    (carry, _), captured = jax.lax.scan(ahead, (carry, fetch(0)), (jnp.arange(count), given))
+    (carry, _), captured = jax.lax.scan(ahead, (carry, fetch(0)), (jnp.arange(count), rows))
     return carry, captured
 
 

@@ -93,7 +93,7 @@ def compiled_row(machine: str, model: str | None, work: str, side: int) -> dict[
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Something to plan. kind: "edit" or "sweep". members: of a batch. pictures: batches of that. steps: of each."""
+    """Something to plan: `pictures` batches of `members`, of `steps` each. kind: "edit" or "sweep"."""
 
     kind: str
     members: int

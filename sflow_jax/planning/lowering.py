@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.stages import Lowered
 
-from sflow_jax.machine.meshes import batch_sharding, parameter_shardings
+from sflow_jax.machine.meshes import batch_sharding
 from sflow_jax.models.interventions import Interventions, LayerInterventions
-from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.painter import decode_latents
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.guidance import BRANCHES
@@ -17,7 +16,7 @@ from sflow_jax.sampling.solve import take_step
 from sflow_jax.sampling.steps import State, Step
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
-from sflow_jax.storage.placement import HOST, place_network, placement_of
+from sflow_jax.storage.placement import HOST, place_network, placement_of, places_of
 
 GIB = 2**30
 
@@ -55,12 +54,9 @@ def weight_bytes(info: ModelInfo, placement: Placement) -> dict[str, int]:
 
 def abstract_weights(info: ModelInfo, name: str, placement: Placement) -> nnx.Module:
     """A network of shapes with the places that its parameters have on a mesh."""
-    module, mine = info.abstract_network(name), placement_of(info.family.networks[name], placement)
-    leaves = parameters(module)
-    places = parameter_shardings(name, {path: leaf.shape for path, leaf in leaves.items()}, placement.mesh)
-    stored = with_parameters(
-        module, {p: jax.ShapeDtypeStruct(x.shape, jnp.dtype(mine.dtype)) for p, x in leaves.items()}
-    )
+    spec, module = info.family.networks[name], info.abstract_network(name)
+    mine, places = placement_of(spec, placement), places_of(spec, name, module, placement.mesh)
+    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, mine.dtype), module)
     return place_network(stored, places, mine)
 
 

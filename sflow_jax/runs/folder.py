@@ -49,13 +49,13 @@ class RunFolder:
             write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         (self.path / PARTS).mkdir(exist_ok=True)
 
-    def _check(self, found: dict[str, Any]) -> None:
+    def _check(self, stored: dict[str, Any]) -> None:
         # Through JSON, so that tuples compare as the lists that they became.
         wanted = json.loads(json.dumps(self.manifest))
-        differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        differing = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
         if differing:
             changes = "; ".join(
-                f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} now" for key in differing
+                f"{key}: {_short(stored.get(key))} there, {_short(wanted.get(key))} now" for key in differing
             )
             raise SettingError(
                 f"{self.path} was made with other settings ({changes}); choose another folder for `out`"
@@ -63,9 +63,9 @@ class RunFolder:
 
     def finished(self) -> dict[str, epath.Path]:
         """Name → file of every part that is there, not yet read."""
-        found = list_folder(self.path / PARTS)
+        files = list_folder(self.path / PARTS)
         return {
-            file.stem.rpartition("-")[0]: file for file in found if file.suffix == ".npz" and file.name[0] != "."
+            file.stem.rpartition("-")[0]: file for file in files if file.suffix == ".npz" and file.name[0] != "."
         }
 
     def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:

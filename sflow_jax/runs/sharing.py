@@ -21,8 +21,8 @@ class SharedWork:
     """Rounds of batches in a run folder.
 
     measure: does one batch (its units, an array) and returns the part to be kept; the units are kept with it.
-    enter: takes a finished part, whoever did it. report: called with the number of units that were just finished, and
-    a note.
+    enter: takes a finished part, whoever did it. report: called with the number of units that were just finished,
+    and a note.
     """
 
     folder: RunFolder

@@ -23,9 +23,7 @@ from sflow_jax.sampling.guidance import BRANCHES, both_branches, guided_by_branc
 from sflow_jax.sampling.steps import Blank, State, Step, advance
 
 
-@functools.partial(
-    jax.jit, static_argnames=("canvas", "sharding", "kernel", "branches"), donate_argnames="state"
-)
+@functools.partial(jax.jit, static_argnames=("canvas", "sharding", "kernel", "branches"), donate_argnames="state")
 def take_step(
     transformer: nnx.Module,
     conditioning: Conditioning,
@@ -108,9 +106,7 @@ class Solve:
             branches=len(conditioning) == BRANCHES * batch,
         )
 
-    def __call__(
-        self, latents: Float[AnyArray, "b s c"], intervals: Iterable[list[Step]]
-    ) -> Iterator[Reached]:
+    def __call__(self, latents: Float[AnyArray, "b s c"], intervals: Iterable[list[Step]]) -> Iterator[Reached]:
         """Yield where every interval ends; the host prepares one step while the device computes another.
 
         The next interval uses up what was yielded: copy what is to be kept.

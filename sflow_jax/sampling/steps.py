@@ -98,19 +98,19 @@ def advance(velocity: Velocity, state: State, step: Step) -> tuple[State, Float[
 
     latents = state.latents
     point = latents + step.look_ahead * state.velocity + spread(step.offset)
-    found = velocity(point, step.sigma)
+    v = velocity(point, step.sigma)
     moved = latents + (1 - step.weight) * spread(step.drift) - step.pull * (latents - sources(latents))
-    moved = moved + step.scale * step.weight * (found - step.coupling * sources(found))
+    moved = moved + step.scale * step.weight * (v - step.coupling * sources(v))
     replayed = (step.replay & (jnp.arange(batch) % members == 0))[:, None, None]
-    return State(jnp.where(replayed, spread(step.source), moved), found), point
+    return State(jnp.where(replayed, spread(step.source), moved), v), point
 
 
 @runtime_checkable
 class Path(Protocol):
     """What replay needs of an inversion; index 0 the picture, the last the noise.
 
-    trajectory: states [t + 1, s, c]. points, evaluated: where, and told which sigma, the velocity was evaluated that
-    led from each state to the next [t, s, c], [t].
+    trajectory: states [t + 1, s, c]. points, evaluated: where, and at which sigma, the velocity was evaluated
+    that led from each state to the next [t, s, c], [t].
     """
 
     trajectory: Float[np.ndarray, "t_plus_1 s c"]
@@ -129,10 +129,10 @@ def denoising_steps(
 ) -> Iterator[list[Step]]:
     """Interval by interval from noise to picture, along `sigmas` descending: the steps of each.
 
-    path: a picture's inversion, replayed by member 0. replay: "aligned": after every interval the source sits on the
-    stored state of the sigma reached; "residual": besides, velocities are evaluated where inversion evaluated them,
-    which makes the source's own path exact whatever rule inverted it (DirectEdit); "none": the source runs free.
-    SettingError for another replay.
+    path: a picture's inversion, replayed by member 0. replay: "aligned": after every interval the source sits on
+    the stored state of the sigma reached; "residual": besides, velocities are evaluated where inversion evaluated
+    them, which makes the source's own path exact whatever rule inverted it (DirectEdit); "none": the source runs
+    free. SettingError for another replay.
     """
     if replay not in REPLAYS:
         raise SettingError(f"unknown `replay` {replay!r}; choose one of {', '.join(REPLAYS)}")

@@ -26,14 +26,13 @@ from jax.typing import DTypeLike
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults, Family
 from sflow_jax.families.registry import FAMILIES, published_models
-from sflow_jax.machine.meshes import parameter_shardings
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import check_layers, parse_layers
 from sflow_jax.settings import Placement
 from sflow_jax.storage.files import to_json, write_whole
 from sflow_jax.storage.paths import absolute
-from sflow_jax.storage.placement import place_network, placement_of, staging
+from sflow_jax.storage.placement import place_network, placement_of, places_of, staging
 
 FORMAT = 2
 # The first format knew FLUX.1 alone, and called its variant the family.
@@ -100,7 +99,7 @@ class ModelInfo:
         return Canvas.of(*sides, self.family.token_side(self.configs))
 
     def resolve_layers(self, layers: str | Iterable[int]) -> tuple[int, ...]:
-        """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError where there are none."""
+        """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError if there are none."""
         chosen = parse_layers(layers) if isinstance(layers, str) else layers
         if chosen == "all":
             return tuple(range(self.layers))
@@ -217,9 +216,8 @@ def load_network(folder: epath.PathLike, info: ModelInfo, name: str, placement: 
 
     Raises CheckpointError when the item is missing or does not fit the config.
     """
-    module, mine = info.abstract_network(name), placement_of(info.family.networks[name], placement)
-    shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
-    places = parameter_shardings(name, shapes, placement.mesh)
+    spec, module = info.family.networks[name], info.abstract_network(name)
+    mine, places = placement_of(spec, placement), places_of(spec, name, module, placement.mesh)
     if mine.quantisation is None and not mine.offload:
         return restore_network(folder, name, module, mine.dtype, places)
     return place_network(restore_network(folder, name, module, mine.dtype, staging(places)), places, mine)

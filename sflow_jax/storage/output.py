@@ -63,7 +63,7 @@ def output_folder(destination: epath.PathLike | None) -> Iterator[Folder]:
     partial = destination.with_name(f".{destination.name}.partial")
     if partial.exists():
         partial.rmtree()
-    made = [parent for parent in partial.parents if not parent.exists()]
+    created = [parent for parent in partial.parents if not parent.exists()]
     partial.mkdir(parents=True)
     try:
         yield Folder(partial)
@@ -73,6 +73,6 @@ def output_folder(destination: epath.PathLike | None) -> Iterator[Folder]:
         partial.rmdir()
     except BaseException:
         partial.rmtree(missing_ok=True)
-        for parent in made:
+        for parent in created:
             parent.rmdir()
         raise

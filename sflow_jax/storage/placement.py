@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sflow_jax.families.family import NetworkSpec
+from sflow_jax.machine.meshes import AnyMesh, copied, parameter_shardings
 from sflow_jax.models.layers import FP8, Linear, parameters, with_parameters
 from sflow_jax.settings import Placement
 
@@ -32,8 +33,8 @@ def block_kernels(module: nnx.Module) -> dict[str, int]:
 @functools.partial(jax.jit, static_argnames=("quantisation", "input_axes"))
 def quantise(kernel: jax.Array, quantisation: str, input_axes: int) -> qwix.QArray:
     """A stacked kernel [n, *inputs, *outputs] in eight bits, with a float32 scale for each block and output."""
-    kept = (0, *range(1 + input_axes, kernel.ndim))
-    return qwix.quantize(kernel, EIGHT_BITS[quantisation], channelwise_axes=kept, scale_dtype=jnp.float32)
+    own_scale = (0, *range(1 + input_axes, kernel.ndim))
+    return qwix.quantize(kernel, EIGHT_BITS[quantisation], channelwise_axes=own_scale, scale_dtype=jnp.float32)
 
 
 def scale_place(place: Sharding, array: jax.Array | jax.ShapeDtypeStruct) -> Sharding:
@@ -58,6 +59,12 @@ def placement_of(spec: NetworkSpec, placement: Placement) -> Placement:
         quantisation=placement.quantisation if spec.large else None,
         offload=placement.offload and spec.streamed,
     )
+
+
+def places_of(spec: NetworkSpec, name: str, network: nnx.Module, mesh: AnyMesh | None) -> dict[str, Sharding]:
+    """Path → sharding of every parameter of a family's network, abstract or not; small networks are copied."""
+    shapes = {path: leaf.shape for path, leaf in parameters(network).items()}
+    return parameter_shardings(name, shapes, mesh) if spec.large else dict.fromkeys(shapes, copied(mesh))
 
 
 def place_network(network: nnx.Module, places: Mapping[str, Sharding], placement: Placement) -> nnx.Module:

@@ -142,7 +142,7 @@ def to_inline_svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     # Several charts share a page: names that nothing inside refers to would only collide.
     used = set(re.findall(r"#([\w-]+)", " ".join(re.findall(r'url\(#[^)]*\)|href="#[^"]*"', text))))
-    text = re.sub(r'(<[^<>]*) id="([^"]*)"', lambda found: found[0] if found[2] in used else found[1], text)
+    text = re.sub(r'(<[^<>]*) id="([^"]*)"', lambda match: match[0] if match[2] in used else match[1], text)
     for name, colour in COLOURS.items():
         text = re.sub(f"(fill|stroke): {colour}", rf"\1: var(--chart-{name}, {colour})", text)
     return text
@@ -191,9 +191,9 @@ def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
     _divide_kinds(axes, summary, layers)
     if np.isfinite(summary.choice.boundary):
         axes.axhline(summary.choice.boundary, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
-        beside = blended_transform_factory(axes.transAxes, axes.transData)
-        told = f"boundary\n{summary.choice.boundary:.3g}"
-        axes.text(1.005, summary.choice.boundary, told, transform=beside, va="center", fontsize=8)
+        right_of_axes = blended_transform_factory(axes.transAxes, axes.transData)
+        label = f"boundary\n{summary.choice.boundary:.3g}"
+        axes.text(1.005, summary.choice.boundary, label, transform=right_of_axes, va="center", fontsize=8)
 
 
 def _colour(summary: Summary, layer: int) -> str:

@@ -92,7 +92,10 @@ def write_comparison(destination: epath.PathLike, comparison: RunComparison) -> 
     chart = comparison_chart(*comparison.runs, comparison.names)
     described = f"Bar charts of the vitality of every layer in {comparison.names[0]} and {comparison.names[1]}"
     page = render(
-        "comparison.html.jinja", comparison=comparison, names=comparison.names, chart=inline(to_inline_svg(chart), described)
+        "comparison.html.jinja",
+        comparison=comparison,
+        names=comparison.names,
+        chart=inline(to_inline_svg(chart), described),
     )
     place = absolute(destination)
     folder, stem = (place.parent, place.stem) if place.suffix == ".html" else (place, "comparison")

@@ -36,7 +36,8 @@ def describe_sweep(
 ) -> list[str]:
     """Lines that tell units, batches, the compiled shape and memory a device.
 
-    words: text tokens. placement: with a mesh and a dtype. ValueError for sizes or meshes that do not fit the model.
+    words: text tokens. placement: with a mesh and a dtype. ValueError for sizes or meshes that do not fit the
+    model.
     """
     mesh, canvas = placement.mesh, plan.canvas
     weights = weight_bytes(info, placement)
@@ -68,7 +69,7 @@ def describe_sweep(
 
 
 def describe_time(plan: Plan, workers: int, *, step_seconds: float | None, picture_seconds: float | None) -> str:
-    """A line: the time of each worker, from seconds of a step of a batch as given, else of a picture as measured."""
+    """A line: each worker's time, from the seconds of a step of a batch, else of a picture as measured."""
     work = Work.of(plan, len(plan.prompts))
     if step_seconds is not None:
         seconds = work.steps * step_seconds

@@ -39,9 +39,9 @@ def find_vital_layers(
 ) -> Summary | None:
     """Bypass each layer for many prompts, compare the pictures, and choose the vital set (method: the paper's).
 
-    out: the run's folder, local or gs://; a run that stopped goes on. Writes report.html, scores.json, scores.csv and
-    charts there. worker: this process's share, of several that share the folder; None is returned where others have
-    work left, unless told to `wait` (processes that know each other; then the first writes the report). Raises
+    out: the run's folder, local or gs://; a run that stopped goes on. Writes report.html, scores.json, scores.csv
+    and charts there. worker: this process's share, of several that share the folder; None is returned where others
+    have work left, unless told to `wait` (processes that know each other; then the first writes the report). Raises
     SettingError for settings that do not fit the model, before anything is painted.
     """
     plan, rule = plan_sweep(settings, painter.info, painter.checkpoint), rule_of(settings)

@@ -70,8 +70,8 @@ def kept_comparisons(folder: RunFolder, plan: Plan, prompts: int) -> list[Compar
             for variant in plan.variants
             if plan.is_layer(variant)
         }
-        kept = {layer: picture for layer, picture in bypassed.items() if picture is not None}
-        comparisons.append(Comparison(plan.prompts[prompt], number, reference, kept))
+        stored = {layer: picture for layer, picture in bypassed.items() if picture is not None}
+        comparisons.append(Comparison(plan.prompts[prompt], number, reference, stored))
     return comparisons
 
 

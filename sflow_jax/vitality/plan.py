@@ -114,9 +114,7 @@ def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Pla
     variants = make_variants(layers, steps, windows=settings.windows, pairs=pairs)
     prompts = load_prompts(settings.prompts or (TOYWORLD if checkpoint == EMBEDDED else BUILTIN))
     guidance = info.defaults.sweep_guidance if settings.guidance is None else settings.guidance
-    return Plan(
-        tuple(prompts[: settings.limit]), settings.seeds, steps, guidance, canvas, settings.batch, variants
-    )
+    return Plan(tuple(prompts[: settings.limit]), settings.seeds, steps, guidance, canvas, settings.batch, variants)
 
 
 def rule_of(settings: SweepSettings) -> Rule:

@@ -3,6 +3,9 @@
 import numpy as np
 from etils import epath
 
+from sflow_jax.errors import SettingError
+from sflow_jax.toyworld.scenes import sample_scene
+
 BUILTIN = "builtin"
 TOYWORLD = "toyworld"
 COUNT = 64
@@ -81,7 +84,7 @@ PROMPTS = (
 def load_prompts(source: str) -> list[str]:
     """Prompts of "builtin", of "toyworld" (captions of held-out scenes), or of a text file, one a line.
 
-    Empty lines and lines that begin with # are left out. ValueError if there is no such file, or nothing in it.
+    Empty lines and lines that begin with # are left out. SettingError if there is no such file, or nothing in it.
     """
     if source == BUILTIN:
         return list(PROMPTS)
@@ -91,17 +94,15 @@ def load_prompts(source: str) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read prompts from {source} ({error}); give a text file, or builtin") from error
+        raise SettingError(f"cannot read prompts from {source} ({error}); give a text file, or builtin") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"{source} has no prompts; write one a line")
+        raise SettingError(f"{source} has no prompts; write one a line")
     return prompts
 
 
 def toyworld_prompts() -> list[str]:
     """Captions of the embedded world that its training never saw."""
-    from sflow_jax.toyworld.scenes import sample_scene  # other models need no toy world
-
     rng = np.random.default_rng(SEED)
     scenes = [sample_scene(rng, "held-out") for _ in range(COUNT)]
     return [scene.caption(i) for i, scene in enumerate(scenes)]

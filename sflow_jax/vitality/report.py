@@ -35,8 +35,8 @@ def write_report_files(
     """Write `report.html`, `scores.json`, `scores.csv`, `vitality.png` and `vitality.svg` into a folder.
 
     pictures: what was kept, perhaps none; the first few are shown. costs: label → text or number. Each file is
-    there whole or not at all, also when several workers write the same report. SettingError if the folder is a file,
-    OSError if it cannot be written.
+    there whole or not at all, also when several workers write the same report. SettingError if the folder is a
+    file, OSError if it cannot be written.
     """
     folder = absolute(folder)
     if folder.exists() and not folder.is_dir():
@@ -80,24 +80,24 @@ def report_page(summary: Summary, pictures: Sequence[Comparison], costs: Mapping
         kind_of=summary.kind_of,
         pairs=sorted(summary.pairs, key=lambda pair: -np.nan_to_num(abs(pair.interaction)))[:PAIRS_SHOWN],
         own={score.layers[0]: score.vitality for score in summary.layers},
-        pictures=[_shown(summary, kept) for kept in pictures[:PROMPTS_SHOWN]],
+        pictures=[_shown(summary, comparison) for comparison in pictures[:PROMPTS_SHOWN]],
     )
 
 
-def _shown(summary: Summary, kept: Comparison) -> dict[str, Any]:
+def _shown(summary: Summary, comparison: Comparison) -> dict[str, Any]:
     """A prompt's reference, and its pictures without the most and without the least vital layers."""
-    known = [s for s in summary.layers if s.layers[0] in kept.bypassed and not np.isnan(s.vitality)]
+    known = [s for s in summary.layers if s.layers[0] in comparison.bypassed and not np.isnan(s.vitality)]
     ranked = sorted(known, key=lambda score: -score.vitality)
     half = min(PICTURES_SHOWN, (len(ranked) + 1) // 2)
 
     def cells(scores: Sequence[VariantScore]) -> list[tuple[VariantScore, str]]:
-        return [(s, picture(kept.bypassed[s.layers[0]], f"without layer {s.layers[0]}")) for s in scores]
+        return [(s, picture(comparison.bypassed[s.layers[0]], f"without layer {s.layers[0]}")) for s in scores]
 
     rows = {"most vital": cells(ranked[:half]), "least vital": cells(ranked[half:][-half:][::-1])}
     return {
-        "prompt": kept.prompt,
-        "seed": kept.seed,
-        "reference": picture(kept.reference, "all layers"),
+        "prompt": comparison.prompt,
+        "seed": comparison.seed,
+        "reference": picture(comparison.reference, "all layers"),
         "rows": {name: row for name, row in rows.items() if row},
     }
 
@@ -114,11 +114,11 @@ def _model_name(settings: Mapping[str, Any]) -> str:
     return PurePath(str(settings.get("model", ""))).name
 
 
-def _rule(told: str) -> str:
+def _rule(rule: str) -> str:
     """The rule of a choice in words."""
-    kind, _, value = told.partition(" ")
+    kind, _, value = rule.partition(" ")
     return {
         "top": f"rank, the first {value} by vitality",
         "threshold": f"a vitality of at least {value}",
         "auto": "the split of the layers into two groups that differ most",
-    }.get(kind, told)
+    }.get(kind, rule)

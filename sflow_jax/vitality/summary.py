@@ -117,23 +117,23 @@ class Summary:
     def from_json(cls, text: str) -> "Summary":
         """Inverse of `to_json`; ValueError where the text is not one."""
         try:
-            told = json.loads(text)
+            fields = json.loads(text)
             return cls(
-                settings=_current(told["settings"]),
-                layers=tuple(_score(x) for x in told["layers"]),
-                windows=tuple(_score(x) for x in told["windows"]),
-                pairs=tuple(Pair(_score(x["score"]), _number(x["interaction"])) for x in told["pairs"]),
+                settings=_current(fields["settings"]),
+                layers=tuple(_score(x) for x in fields["layers"]),
+                windows=tuple(_score(x) for x in fields["windows"]),
+                pairs=tuple(Pair(_score(x["score"]), _number(x["interaction"])) for x in fields["pairs"]),
                 choice=Choice(
-                    **told["choice"]
-                    | {name: tuple(told["choice"][name]) for name in ("layers", "membership")}
-                    | {"boundary": _number(told["choice"]["boundary"])}
+                    **fields["choice"]
+                    | {name: tuple(fields["choice"][name]) for name in ("layers", "membership")}
+                    | {"boundary": _number(fields["choice"]["boundary"])}
                 ),
-                rank_correlations={name: _number(x) for name, x in told["rank_correlations"].items()},
-                halves=told["halves"]
+                rank_correlations={name: _number(x) for name, x in fields["rank_correlations"].items()},
+                halves=fields["halves"]
                 and Halves(
-                    _number(told["halves"]["rank_correlation"]),
-                    told["halves"]["agreement"],
-                    tuple(tuple(x) for x in told["halves"]["layers"]),
+                    _number(fields["halves"]["rank_correlation"]),
+                    fields["halves"]["agreement"],
+                    tuple(tuple(x) for x in fields["halves"]["layers"]),
                 ),
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -159,9 +159,9 @@ def summarise(table: Table, settings: dict[str, Any], rule: Rule) -> Summary:
     `settings["steps"]` steps is a layer's.
     """
     scores = _variant_scores(table)
-    whole = [v.first == 0 and v.last == settings["steps"] for v in table.variants]
+    in_all_steps = [v.first == 0 and v.last == settings["steps"] for v in table.variants]
     alone = [len(v.layers) == 1 for v in table.variants]
-    singles = [i for i, both in enumerate(zip(whole, alone)) if all(both)]
+    singles = [i for i, both in enumerate(zip(in_all_steps, alone)) if all(both)]
     own = {scores[i].layers[0]: scores[i].vitality for i in singles}
     layers = [scores[i].layers[0] for i in singles]
     single = table.columns(singles)
@@ -170,7 +170,7 @@ def summarise(table: Table, settings: dict[str, Any], rule: Rule) -> Summary:
     return Summary(
         settings=settings,
         layers=tuple(scores[i] for i in singles),
-        windows=tuple(score for score, all_steps, one in zip(scores, whole, alone) if one and not all_steps),
+        windows=tuple(score for score, spans, one in zip(scores, in_all_steps, alone) if one and not spans),
         pairs=tuple(
             Pair(score, score.vitality - sum(own[layer] for layer in score.layers))
             for score, one in zip(scores, alone)
@@ -225,9 +225,9 @@ def _current(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "double_blocks"} | {"layer_kinds": kinds}
 
 
-def _score(told: dict[str, Any]) -> VariantScore:
-    numbers = {name: _number(told[name]) for name in ("vitality", "low", "high", *MEASURES[1:])}
-    return VariantScore(**told | numbers | {"layers": tuple(told["layers"])})
+def _score(fields: dict[str, Any]) -> VariantScore:
+    numbers = {name: _number(fields[name]) for name in ("vitality", "low", "high", *MEASURES[1:])}
+    return VariantScore(**fields | numbers | {"layers": tuple(fields["layers"])})
 
 
 def _number(value: float | None) -> float:

@@ -85,9 +85,7 @@ class Sweep:
         self.painter, self.features, self.plan, self.folder = painter, features, plan, folder
         self.keep, self.progress = keep or (lambda reference, variant, picture: None), progress
         self.done = 0
-        self.shared = SharedWork(
-            folder, worker, lambda units: self._measure(units), self._enter, self._report
-        )
+        self.shared = SharedWork(folder, worker, lambda units: self._measure(units), self._enter, self._report)
         # Neighbouring units share their prompt and reference.
         self.encode = functools.lru_cache(2 * plan.batch)(lambda text: painter.encode_prompts([text]))
         self.known_references: dict[int, dict[str, np.ndarray]] = {}
@@ -160,8 +158,8 @@ class Sweep:
         )
         for (reference, variant), picture in zip(units, pictures):
             self.keep(int(reference), self.plan.variants[variant], picture)
-        found = {name: np.asarray(values, np.float32)[: len(units)] for name, values in scores.items()}
-        return {"seconds": np.array(time.monotonic() - start), **found}
+        measures = {name: np.asarray(values, np.float32)[: len(units)] for name, values in scores.items()}
+        return {"seconds": np.array(time.monotonic() - start), **measures}
 
     def _paint_references(self, numbers: list[int]) -> None:
         """See that pictures of the whole model are at hand, from the folder or painted and put there."""

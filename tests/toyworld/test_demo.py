@@ -2,38 +2,36 @@
 
 import json
 
+from commandline import run
 from PIL import Image
-from test_cli import run
-
-from sflow_jax import cli
 
 
 def test_the_demo_paints_edits_inverts_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert run(cli, "demo", "--out", tmp_path / "demo") == 0
+    assert run("demo", "--out", tmp_path / "demo") == 0
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"grid.png", "demo.json"}
     figures = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert len(figures["generated"]) == len(figures["drawn"]) == 4
     # The replayed source is exact, so what an edit leaves alone cannot be far from the drawing.
     assert max(row["psnr_to_right_answer_db"] for row in figures["drawn"]) > 20
     assert Image.open(tmp_path / "demo" / "grid.png").width > 1000
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for change in ("pose → sitting", "place → snow", "hat → none", "species → dog"):
-        assert change in told
+        assert change in output
     # Converted once: a second look finds the same folder.
     before = sorted((tmp_path / "cache").rglob("model.json"))
-    assert run(cli, "info", "toyworld") == 0
+    assert run("info", "toyworld") == 0
     assert sorted((tmp_path / "cache").rglob("model.json")) == before and len(before) == 1
 
 
 def test_a_demo_that_cannot_be_written_says_so(tmp_path, capsys):
     (tmp_path / "demo").write_text("in the way")
-    assert run(cli, "demo", "--out", tmp_path / "demo") == 2
+    assert run("demo", "--out", tmp_path / "demo") == 2
     assert "is a file" in capsys.readouterr().err
 
 
 def test_the_embedded_model_is_a_checkpoint_like_any_other(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = ("--prompt", "a cat", "--edit", "a dog", "--steps", 1, "--out", tmp_path / "out")
-    assert run(cli, "edit", "--model", "toyworld", *arguments) == 0
+    assert run("edit", "--model", "toyworld", *arguments) == 0
     assert (tmp_path / "out" / "edit-1.png").exists()

@@ -10,6 +10,7 @@ from diffusers import FluxPipeline
 
 from sflow_jax.catalogue import ASSETS
 from sflow_jax.measures.metrics import cosine_similarity, psnr
+from sflow_jax.pictures.files import to_unit
 from sflow_jax.pictures.latents import draw_noise
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.toyworld.reader import AttributeReader
@@ -51,43 +52,43 @@ def edits(toy, source) -> dict:
 def test_drawings_are_read_right(reader):
     rng = np.random.default_rng(3)
     scenes = [sample_scene(rng, "held-out") for _ in range(192)]
-    named = reader(np.stack([scene.draw(64) for scene in scenes]).astype(np.float32) / 255).named
+    named = reader(to_unit(np.stack([scene.draw(64) for scene in scenes]))).named
     truth = [scene.attributes() for scene in scenes]
     for name in truth[0]:
-        assert np.mean([found[name] == true[name] for found, true in zip(named, truth)]) >= 0.97, name
+        assert np.mean([row[name] == true[name] for row, true in zip(named, truth)]) >= 0.97, name
 
 
 def test_pictures_show_their_captions(toy, reader):
     rng = np.random.default_rng(4)
     scenes = [sample_scene(rng, "held-out") for _ in range(32)]
-    made = toy.generate([scene.caption(i) for i, scene in enumerate(scenes)], steps=15, progress=False)
-    named = reader(made.images).named
+    pictures = toy.generate([scene.caption(i) for i, scene in enumerate(scenes)], steps=15, progress=False)
+    named = reader(pictures.images).named
     for name in scenes[0].attributes():
-        right = np.mean([found[name] == scene.attributes()[name] for found, scene in zip(named, scenes)])
+        right = np.mean([row[name] == scene.attributes()[name] for row, scene in zip(named, scenes)])
         assert right >= 0.85, f"{name} right in {right:.0%}"
 
 
 def test_edits_happen_unless_every_layer_injects(edits, reader, source):
     """The change is read off every edit without injection, and off none with injection everywhere."""
     for layers, happens in (("none", True), ("all", False)):
-        for change, found in zip(EDITS, reader(edits[layers].images[1:]).named):
+        for change, named in zip(EDITS, reader(edits[layers].images[1:]).named):
             ((name, value),) = change.items()
-            assert (found[name] == value) == happens, f"{name} → {value} with {layers}"
+            assert (named[name] == value) == happens, f"{name} → {value} with {layers}"
 
 
 def test_a_pose_changes_and_the_scene_stays(edits, reader, source):
     """The paper's first example: non-rigid, by injection in the vital layers."""
-    found = reader(edits["vital"].images[1:2]).named[0]
-    assert found["pose"] == "sitting"
-    kept = ("species", "colour", "hat", "object", "object_colour", "side", "place")
-    assert {name: found[name] for name in kept} == {name: source.attributes()[name] for name in kept}
+    named = reader(edits["vital"].images[1:2]).named[0]
+    assert named["pose"] == "sitting"
+    unchanged = ("species", "colour", "hat", "object", "object_colour", "side", "place")
+    assert {name: named[name] for name in unchanged} == {name: source.attributes()[name] for name in unchanged}
 
 
 def test_injecting_everywhere_forbids_edits_and_nowhere_forgets_the_source(edits, reader):
     """The paper's ablation in small: all layers copy the source, no layers keep least of it."""
     closeness = {
-        layers: np.mean([psnr(image, made.images[0]) for image in made.images[1:]])
-        for layers, made in edits.items()
+        layers: np.mean([psnr(image, edit.images[0]) for image in edit.images[1:]])
+        for layers, edit in edits.items()
     }
     assert closeness["all"] > closeness["vital"] > closeness["none"]
 
@@ -96,7 +97,7 @@ def test_a_drawing_survives_inversion(toy, reader):
     scene = dataclasses.replace(Scene(), species="bear", colour="purple", place="beach")
     drawing = scene.draw(64)
     inversion = toy.invert(drawing, scene.caption(WORDING), steps=20, progress=False)
-    made = toy.edit(
+    again = toy.edit(
         scene.caption(WORDING),
         [scene.caption(WORDING)],
         inversion=inversion,
@@ -106,9 +107,9 @@ def test_a_drawing_survives_inversion(toy, reader):
         unnudge=True,
         progress=False,
     )
-    truth = drawing.astype(np.float32) / 255
-    assert psnr(made.images[1], truth) > 25
-    features = reader(np.stack([made.images[1], truth])).features
+    truth = to_unit(drawing)
+    assert psnr(again.images[1], truth) > 25
+    features = reader(np.stack([again.images[1], truth])).features
     assert cosine_similarity(features[:1], features[1:])[0] > 0.9
 
 

@@ -117,8 +117,8 @@ def test_place_edits_leave_the_animal_as_it_was():
     for scene in sampled(20):
         meadow, night = (scene.edited(place=place) for place in ("meadow", "night"))
         animal = differing(meadow.draw(SIZE), backdrop(meadow), threshold=40)
-        kept = ~differing(meadow.draw(SIZE), night.draw(SIZE))
-        assert (animal & kept).sum() > 0.5 * animal.sum() and kept.mean() < 0.5
+        unchanged = ~differing(meadow.draw(SIZE), night.draw(SIZE))
+        assert (animal & unchanged).sum() > 0.5 * animal.sum() and unchanged.mean() < 0.5
 
 
 def test_a_removed_object_can_come_back_unchanged():
@@ -251,6 +251,6 @@ def test_added_and_removed_things_come_and_go_from_the_caption():
             without, having = said if family == "add" else said[::-1]
             scene = edit.target if family == "add" else edit.source
             assert getattr(scene, edit.attribute) in having
-            kept = [word for word in without if word in having]
+            shared = [word for word in without if word in having]
             remaining = iter(having)
-            assert all(word in remaining for word in kept)
+            assert all(word in remaining for word in shared)

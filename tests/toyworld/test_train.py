@@ -1,6 +1,7 @@
 """The training code at tiny sizes, and the weights that it made."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -16,17 +17,34 @@ from transformers import AutoTokenizer
 
 from sflow_jax.catalogue import ASSETS
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from sflow_jax.models.clip import ClipText
 from sflow_jax.models.clip_vision import Clip, ClipConfig
 from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
-from sflow_jax.models.flux1 import FluxConfig
+from sflow_jax.models.flux1 import FluxConditioning, FluxConfig
 from sflow_jax.models.layers import parameters
-from sflow_jax.models.t5 import T5Config
+from sflow_jax.models.t5 import T5Config, T5Encoder
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.latents import unpack
+from sflow_jax.sampling.schedule import Schedule
 from sflow_jax.toyworld.attributes import ATTRIBUTES
 from sflow_jax.toyworld.captions import words
 from sflow_jax.toyworld.scenes import sample_scene
 from sflow_jax.toyworld.train.export import write_network
-from sflow_jax.toyworld.train.flow import SIGMA_MEAN, SIGMA_SPREAD, initial_flux, noised, sample_sigmas
-from sflow_jax.toyworld.train.hf import clip_config, dinov2_config
+from sflow_jax.toyworld.train.flow import (
+    SIGMA_MEAN,
+    SIGMA_SPREAD,
+    Teacher,
+    World,
+    distill_stage,
+    encode,
+    initial_flux,
+    noised,
+    preview_captions,
+    sample,
+    sample_sigmas,
+    without_captions,
+)
+from sflow_jax.toyworld.train.hf import SCHEDULER, clip_config, dinov2_config
 from sflow_jax.toyworld.train.loop import Checkpoints, Recipe, Run, Stage, initial_state, train
 from sflow_jax.toyworld.train.optimizer import matrices, named_leaves, update_rule
 from sflow_jax.toyworld.train.plan import Plan
@@ -41,11 +59,10 @@ class Killed(Exception):
 
 def line_stage(dies_at: int | None = None) -> Stage:
     """Fit a line to noisy points, 12 steps; optionally dies while it makes a batch."""
-    made = []
+    batches = itertools.count()
 
     def batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
-        made.append(None)
-        if len(made) - 1 == dies_at:
+        if next(batches) == dies_at:
             raise Killed
         return {"x": rng.normal(size=(8, 3)).astype(np.float32)}
 
@@ -63,14 +80,14 @@ def line_stage(dies_at: int | None = None) -> Stage:
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
-    run = Run(tmp_path / "whole", seed=3, progress=False)
-    whole = train(line_stage(), run)
+    run = Run(tmp_path / "uninterrupted", seed=3, progress=False)
+    expected = train(line_stage(), run)
     killed = Run(tmp_path / "killed", seed=3, save_minutes=0.0, progress=False)
     with pytest.raises(Killed):
         train(line_stage(dies_at=5), killed)
     assert Checkpoints(killed.folder / "line").newest().name == "step_5"
     resumed = train(line_stage(), killed)
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    jax.tree.map(np.testing.assert_array_equal, expected, resumed)
     logs = [(folder / "line" / "log.jsonl").read_text() for folder in (run.folder, killed.folder)]
     assert logs[0] == logs[1]
 
@@ -128,8 +145,8 @@ def test_sigmas_are_logit_normal():
 
 def test_noising_ends_at_picture_and_noise():
     picture, noise = jnp.ones((2, 3, 5)), jnp.full((2, 3, 5), 7.0)
-    made = noised(picture, jnp.array([0.0, 1.0]), noise)
-    np.testing.assert_array_equal(made, np.stack([picture[0], noise[0]]))
+    ends = noised(picture, jnp.array([0.0, 1.0]), noise)
+    np.testing.assert_array_equal(ends, np.stack([picture[0], noise[0]]))
 
 
 def test_whitening_goes_into_the_autoencoder():
@@ -142,26 +159,62 @@ def test_whitening_goes_into_the_autoencoder():
     assert abs(latents.mean()) < 1e-5 and abs(latents.std() - 1) < 1e-5
     before, after = (np.linalg.eigvalsh(np.cov(np.asarray(x).reshape(-1, x.shape[-1]).T)) for x in (means, latents))
     assert after.max() / after.min() < 0.5 * before.max() / before.min()
-    whole = whitening.autoencoder(model)
-    mixed, log_variance = whole.encode(pictures)
+    whitened = whitening.autoencoder(model)
+    mixed, log_variance = whitened.encode(pictures)
     np.testing.assert_allclose((mixed - whitening.shift) * whitening.scale, latents, atol=1e-4)
     assert len(np.unique(log_variance)) == 1
-    np.testing.assert_allclose(whole.decode(mixed), model.decode(means), atol=1e-4)
+    np.testing.assert_allclose(whitened.decode(mixed), model.decode(means), atol=1e-4)
 
 
 def test_an_untrained_transformer_predicts_zero():
     config = Plan.tiny().flux
     model = initial_flux(config, 0)
     ones = jnp.ones((2,))
-    made = model(
+    output = model(
         jnp.ones((2, 4, config.in_channels)),
-        jnp.ones((2, 3, config.text_width)),
-        jnp.ones((2, config.pooled_width)),
-        timestep=ones,
+        FluxConditioning(jnp.ones((2, 3, config.text_width)), jnp.ones((2, config.pooled_width))),
+        sigma=ones,
         guidance=ones,
-        image_ids=jnp.zeros((4, 3)),
+        canvas=Canvas.of(16, 16, 8),
     )
-    np.testing.assert_array_equal(made, 0)
+    np.testing.assert_array_equal(output.velocity, 0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    """A few scenes and random networks."""
+    plan = Plan.tiny()
+    pool = load_pool(tmp_path_factory.mktemp("pool"), 8, seed=0, size=plan.size)
+    latents = np.random.default_rng(0).normal(size=(8, 4, 4, plan.vae.latent_channels)).astype(np.float16)
+    whitening = Whitening.measured(latents)
+    autoencoder = whitening.autoencoder(Autoencoder(plan.vae, rngs=nnx.Rngs(0)))
+    clip, t5 = ClipText(plan.clip.text, rngs=nnx.Rngs(1)), T5Encoder(plan.t5, rngs=nnx.Rngs(2))
+    return World(pool, latents, whitening, pool, autoencoder, clip, t5)
+
+
+def test_a_teacher_is_guided_by_a_branch_without_captions(world):
+    """Its pictures, against Euler steps written out."""
+    model = spread(initial_flux(Plan.tiny().flux, 0))
+    captions = preview_captions(world.held_out, 3)[0]
+    canvas, ones = world.canvas, jnp.ones(3)
+    branches = encode(world.encoders, captions), without_captions(world.encoders, 3)
+    latents = jax.random.normal(jax.random.key(0), (3, canvas.tokens, model.config.in_channels))
+    sigmas = Schedule.from_hf(SCHEDULER).sigmas(4, canvas.tokens)
+    velocity = jax.jit(lambda x, row, sigma: model(x, row, sigma=sigma, guidance=ones, canvas=canvas).velocity)
+    for sigma, following in itertools.pairwise(sigmas):
+        prompted, negative = (velocity(latents, branch, sigma * ones) for branch in branches)
+        latents = latents + (following - sigma) * (negative + 2.5 * (prompted - negative))
+    whitened = unpack(latents, canvas.rows, canvas.columns) / world.whitening.scale + world.whitening.shift
+    expected = jnp.clip(world.autoencoder.decode(whitened) / 2 + 0.5, 0, 1)
+    np.testing.assert_allclose(sample(Teacher(model), world, captions, 2.5, steps=4), expected, atol=1e-4)
+
+
+def test_a_student_learns_on_all_devices_and_shows_what_it_paints_on_the_first(world, tmp_path):
+    teacher = spread(initial_flux(Plan.tiny().flux, 0))
+    state = train(distill_stage(teacher, Recipe(1, 8, 1e-2), world, tmp_path), Run(tmp_path, progress=False))
+    assert len(state.params.image_in.kernel[...].devices()) == 8
+    assert 0 < json.loads((tmp_path / "distill" / "log.jsonl").read_text())["loss"] < 10
+    assert (tmp_path / "distill" / "grid_1.png").exists()
 
 
 def pictures(height: int, width: int) -> np.ndarray:

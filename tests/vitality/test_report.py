@@ -37,7 +37,12 @@ def made(*, extras=True, rule=AUTO, distances=DISTANCES, seed=0, **settings) -> 
     noise = np.random.default_rng(seed).uniform(-0.01, 0.01, (PROMPTS, len(variants)))
     similarities = 1 - np.array([means]).repeat(PROMPTS, axis=0) - noise
     values = {name: similarities * (30 if name == "psnr" else 1) for name in MEASURES}
-    told = {"model": "a/tiny-dev", "layer_kinds": [["double", DOUBLES], ["single", LAYERS - DOUBLES]], "steps": STEPS, "prompts": [EVIL] * 13} | settings
+    told = {
+        "model": "a/tiny-dev",
+        "layer_kinds": [["double", DOUBLES], ["single", LAYERS - DOUBLES]],
+        "steps": STEPS,
+        "prompts": [EVIL] * 13,
+    } | settings
     return summarise(Table(tuple(variants), values), told, rule)
 
 
