@@ -1,1 +1,1 @@
-"""Imports published checkpoints into the layout of `sflow_jax.checkpoint`."""
+"""Imports published checkpoints into the layout of `sflow_jax.storage.checkpoint`."""

@@ -12,7 +12,6 @@ from sflow_convert.engine import ConversionError
 from sflow_convert.job import (
     check_free,
     in_memory,
-    new_folder,
     planned,
     source_digests,
     stored_dtype,
@@ -26,6 +25,7 @@ from sflow_jax.measures.features import INFO_FILE, ITEM, NETWORKS, FeaturesInfo
 from sflow_jax.measures.preprocessing import Preprocessing
 from sflow_jax.models.clip_vision import ClipConfig
 from sflow_jax.models.dinov2 import Dinov2Config
+from sflow_jax.storage.folders import new_folder
 
 CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 # model_type of config.json → kind, how its config is read, its table.

@@ -1,11 +1,10 @@
 """The conversion itself: check everything, then write a new checkpoint beside the destination, then rename."""
 
-import contextlib
 import dataclasses
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.sampling.control import check_layers
 from sflow_jax.storage.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
+from sflow_jax.storage.folders import new_folder
 from sflow_jax.storage.paths import is_remote
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -96,24 +96,6 @@ def check_free(destination: epath.PathLike, info_file: str, what: str, overwrite
         raise ConversionError(f"{destination} exists; choose another place or say `overwrite`")
     if not (destination / info_file).exists():
         raise ConversionError(f"{destination} is not {what}, so `overwrite` does not replace it")
-
-
-@contextlib.contextmanager
-def new_folder(destination: epath.PathLike) -> Iterator[epath.Path]:
-    """A folder to fill beside `destination`; takes its place at the end, or vanishes after an error."""
-    destination = epath.Path(destination)
-    partial = destination.with_name(f"{destination.name}.partial")
-    if partial.exists():
-        partial.rmtree()
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if destination.exists():
-            destination.rmtree()
-        partial.rename(destination)
-    except BaseException:
-        partial.rmtree(missing_ok=True)
-        raise
 
 
 def convert(

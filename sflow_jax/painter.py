@@ -172,7 +172,13 @@ class Painter:
         for done, reached in enumerate(solve(noise, itertools.islice(intervals, first, last)), 1):
             latents = reached.latents
             progress(done, last - first, what)
-        return on_this_host(latents)
+        latents = on_this_host(latents)
+        if not _all_finite(latents):
+            raise SettingError(
+                f"{what} gave numbers that are not finite: lower `guidance`, or convert the checkpoint again "
+                "(its weights may be damaged)"
+            )
+        return latents
 
     def invert(
         self,
@@ -202,6 +208,11 @@ class Painter:
                 points.append(jnp.copy(reached.point))
             progress(done, steps, "inverting")
         trajectory, at = (_together(parts) if parts else None for parts in (states, points))
+        if not np.isfinite(trajectory).all():
+            raise SettingError(
+                "inverting gave numbers that are not finite: lower `guidance` or `nudge`, or convert the "
+                "checkpoint again (its weights may be damaged)"
+            )
         return Inversion(trajectory, sigmas[::-1].copy(), settings or {}, at, evaluated)
 
     def _solve(
@@ -226,6 +237,11 @@ class Painter:
             mesh=self.mesh,
             kernel=self.placement.attention,
         )
+
+
+@jax.jit
+def _all_finite(latents: Float[AnyArray, "*any"]) -> jax.Array:
+    return jnp.isfinite(latents).all()
 
 
 def _together(states: Sequence[AnyArray]) -> np.ndarray:

@@ -5,6 +5,7 @@ Imports nothing that takes time, so that `--help` and completion are quick.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from sflow_jax.errors import SettingError
@@ -18,6 +19,8 @@ REPLAYS = ("aligned", "residual", "none")
 KEPT_PICTURES = ("thumbnails", "all", "none")
 # The paper's latent nudging.
 NUDGE = 1.15
+# Bounds of what a machine can compute with, far beyond what is sensible.
+MOST_STEPS, MOST_GUIDANCE, MOST_NUDGE, SEEDS = 10_000, 1_000.0, 100.0, 2**64
 EMBEDDED = "toyworld"
 
 
@@ -44,9 +47,19 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise SettingError(f"unknown `{name}` {value!r}; choose one of {', '.join(allowed)}")
 
 
-def _at_least(name: str, value: Any, least: int) -> None:
+def _at_least(name: str, value: Any, least: int, most: float | int = float("inf")) -> None:
     if value is not None and value < least:
         raise SettingError(f"`{name}` must be at least {least}, found {value}")
+    if value is not None and value > most:
+        raise SettingError(f"`{name}` must be at most {most:,}, found {value:,}")
+
+
+def _finite(name: str, value: Any, most: float) -> None:
+    """A number or several, none of them beyond what can be computed with."""
+    numbers = value if isinstance(value, Iterable) else () if value is None else (value,)
+    for number in numbers:
+        if not abs(float(number)) <= most:
+            raise SettingError(f"`{name}` must be between {-most:g} and {most:g}, found {number}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +104,11 @@ class PaintingSettings:
     width: int | None = setting(None, "Width in pixels.", kind=int, unset="the model's default")
 
     def __post_init__(self) -> None:
-        _at_least("steps", self.steps, 1)
+        _at_least("steps", self.steps, 1, MOST_STEPS)
+        for name, most in (("guidance", MOST_GUIDANCE), ("nudge", MOST_NUDGE), ("threshold", float("inf"))):
+            _finite(name, getattr(self, name, None), most)
+        if not 0 <= getattr(self, "seed", 0) < SEEDS:
+            raise SettingError(f"`seed` must be a whole number from 0 to 2^64 - 1, found {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 from sflow_jax.families.flux1 import FLUX_DEV_CODE, FLUX_DEV_PAPER
 from sflow_jax.sampling.control import LayerControl, check_layers, parse_layers
 
-STEPS, BATCH, LAYERS, HEADS = 4, 3, 5, 2
+STEPS, BATCH, LAYERS = 4, 3, 5
 SHAPE = (STEPS, BATCH, LAYERS)
 WHERE = {"layers": [1, 3], "steps": [0, 2], "elements": [2]}
 # Field → who sets it, its arguments, and the values at `WHERE` and elsewhere.

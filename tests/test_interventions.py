@@ -25,7 +25,7 @@ EFFECT_LIMIT = 2e-2
 ROUNDING = 1e-6
 # Share of the velocity that an effect must reach to be worth a comparison.
 TINY = 1e-3
-LAYERS, DOUBLE, HEADS, HEAD_DIM = 5, 2, 3, 16
+LAYERS, HEADS, HEAD_DIM = 5, 3, 16
 MEMBERS, WORDS = 3, 11
 CANVAS = Canvas.of(80, 112, 16)
 SIGMA = 0.7
@@ -59,11 +59,13 @@ class Inputs:
     guidance: np.ndarray
 
     @classmethod
-    def random(cls, seed: int, batch: int = MEMBERS) -> "Inputs":
+    def random(cls, seed: int) -> "Inputs":
         """Other numbers for every element."""
         generator = np.random.default_rng(seed)
-        draw = lambda *shape: generator.standard_normal((batch, *shape)).astype(np.float32)
-        return cls(draw(CANVAS.tokens, 16), draw(WORDS, 24), draw(20), np.linspace(1, 4.5, batch, dtype=np.float32))
+        draw = lambda *shape: generator.standard_normal((MEMBERS, *shape)).astype(np.float32)
+        return cls(
+            draw(CANVAS.tokens, 16), draw(WORDS, 24), draw(20), np.linspace(1, 4.5, MEMBERS, dtype=np.float32)
+        )
 
     def rows(self, *rows: int) -> "Inputs":
         """These elements, in that order."""
@@ -138,9 +140,9 @@ def region() -> np.ndarray:
     return np.random.default_rng(1).uniform(size=(MEMBERS, CANVAS.tokens)).astype(np.float32)
 
 
-def nothing(steps: int = 1, batch: int = MEMBERS) -> LayerControl:
+def nothing() -> LayerControl:
     """A control of this model that does nothing."""
-    return LayerControl.none(steps, batch, LAYERS)
+    return LayerControl.none(1, MEMBERS, LAYERS)
 
 
 def filled(control: LayerControl) -> LayerControl:
@@ -322,9 +324,7 @@ def test_absent_interventions_equal_neutral_ones(pair):
 
 def test_whole_injection_takes_the_sources_numbers_bit_for_bit():
     generator = np.random.default_rng(2)
-    x = (generator.standard_normal((6, 7, 2, 4)) * 10.0 ** generator.integers(-8, 8, (6, 7, 2, 4))).astype(
-        np.float32
-    )
+    x = np.float32(generator.standard_normal((6, 7, 2, 4)) * 10.0 ** generator.integers(-8, 8, (6, 7, 2, 4)))
     strength = np.float32([1, 1, 0, 0, 1, 0])
     moved = jax.jit(inject_source, static_argnums=3)(x, strength, None, 3)
     np.testing.assert_array_equal(moved, x[[0, 0, 2, 3, 3, 5]])

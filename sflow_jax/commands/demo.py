@@ -15,7 +15,7 @@ from sflow_jax.commands.options import record
 from sflow_jax.pictures.files import to_unit
 from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.settings import EMBEDDED
-from sflow_jax.storage.output import output_folder
+from sflow_jax.storage.folders import output_folder
 from sflow_jax.toyworld.scenes import Scene, sample_scene
 
 if TYPE_CHECKING:

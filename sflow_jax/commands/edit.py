@@ -10,7 +10,7 @@ from sflow_jax.pictures.files import open_picture
 from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.results import Inversion
 from sflow_jax.settings import EditSettings, as_record
-from sflow_jax.storage.output import output_folder
+from sflow_jax.storage.folders import output_folder
 
 # Settings that only one kind of source has.
 OF_PHOTOS, OF_GENERATED = ("nudge", "unnudge", "replay"), ("seed",)

@@ -8,7 +8,7 @@ from sflow_jax.commands.console import Command
 from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
 from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.settings import GenerationSettings, as_record
-from sflow_jax.storage.output import output_folder
+from sflow_jax.storage.folders import output_folder
 
 
 @click.command(

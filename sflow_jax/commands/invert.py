@@ -9,7 +9,7 @@ from sflow_jax.commands.console import Command
 from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
 from sflow_jax.pictures.files import fit_picture, open_picture, to_unit
 from sflow_jax.settings import InversionSettings, as_record
-from sflow_jax.storage.output import output_folder
+from sflow_jax.storage.folders import output_folder
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -42,7 +42,7 @@ def _bicubic(distance: np.ndarray) -> np.ndarray:
 
 
 # Pillow's number of a kernel → the kernel, and how far it reaches.
-KERNELS = {BILINEAR: (_bilinear, 1), BICUBIC: (_bicubic, 2)}
+RESAMPLERS = {BILINEAR: (_bilinear, 1), BICUBIC: (_bicubic, 2)}
 
 
 def resize_weights(before: int, after: int, resample: int) -> Int[np.ndarray, "after before"]:
@@ -50,7 +50,7 @@ def resize_weights(before: int, after: int, resample: int) -> Int[np.ndarray, "a
 
     resample: 2 bilinear, 3 bicubic. Reducing widens the kernel (antialiasing), enlarging does not.
     """
-    kernel, reach = KERNELS[resample]
+    kernel, reach = RESAMPLERS[resample]
     step = before / after
     width = max(step, 1.0)
     middle = (np.arange(after)[:, None] + 0.5) * step
@@ -154,7 +154,7 @@ class Preprocessing:
         return cls(**fields)
 
     def __post_init__(self):
-        if self.resample not in KERNELS:
+        if self.resample not in RESAMPLERS:
             raise ValueError(f"resample {self.resample} is not supported; known: 2 (bilinear), 3 (bicubic)")
 
     def resized(self, height: int, width: int) -> tuple[int, int]:

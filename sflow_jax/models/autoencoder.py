@@ -183,7 +183,7 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """Encoder and decoder; scaling and shifting of latents belong to `sflow_jax.latents`."""
+    """Encoder and decoder; scaling and shifting of latents belong to the family."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         self.config = config

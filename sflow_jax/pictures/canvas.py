@@ -4,6 +4,9 @@ import dataclasses
 
 from sflow_jax.errors import SettingError
 
+# Pixels; beyond it no machine holds the attention of one layer.
+LONGEST_SIDE = 16_384
+
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
@@ -17,6 +20,8 @@ class Canvas:
     @classmethod
     def of(cls, height: int, width: int, token_side: int) -> "Canvas":
         """SettingError unless both sides are positive multiples of a token's side in pixels (16 for FLUX.1)."""
+        if max(height, width) > LONGEST_SIDE:
+            raise SettingError(f"`height` and `width` must be at most {LONGEST_SIDE}, found {height}x{width}")
         if min(height, width) < token_side or height % token_side or width % token_side:
             near = [max(token_side, round(length / token_side) * token_side) for length in (height, width)]
             raise SettingError(

@@ -28,5 +28,8 @@ def unpack(
 
 
 def draw_noise(seed: int, tokens: int, channels: int) -> Float[np.ndarray, "s c"]:
-    """Standard normal packed noise, float32, the same on every platform and mesh."""
-    return np.asarray(jax.random.normal(jax.random.key(seed), (tokens, channels), jnp.float32))
+    """Standard normal packed noise, float32, the same on every platform and mesh. seed: 0 to 2^64 − 1."""
+    low, high = seed & 0xFFFF_FFFF, seed >> 32
+    # A key takes 32 bits; seeds that fit in them keep the noise that they always had.
+    key = jax.random.fold_in(jax.random.key(low), high) if high else jax.random.key(low)
+    return np.asarray(jax.random.normal(key, (tokens, channels), jnp.float32))

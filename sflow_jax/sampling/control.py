@@ -16,6 +16,10 @@ from sflow_jax.errors import SettingError
 from sflow_jax.models.interventions import Interventions, LayerInterventions
 
 NAMED_LAYERS = ("vital", "all", "none")
+LAYERS_FORM = "vital, all, none, or numbers and ranges such as 0,1,17-18"
+DIGITS = 4
+# Unknown layers that a message names.
+SHOWN = 8
 
 
 def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
@@ -26,7 +30,7 @@ def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
         raise SettingError(f"`layers` must be whole numbers, found {numbers!r}") from error
     unknown = [number for number in wanted if not 0 <= number < layers]
     if unknown:
-        listed = ", ".join(map(str, unknown))
+        listed = ", ".join(map(str, unknown[:SHOWN])) + (", …" if len(unknown) > SHOWN else "")
         raise SettingError(f"no layer {listed}: this model's layers are 0 to {layers - 1}")
     return tuple(wanted)
 
@@ -36,14 +40,20 @@ def parse_layers(text: str) -> str | tuple[int, ...]:
     if text in NAMED_LAYERS:
         return text
     numbers: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
-            raise SettingError(
-                f"cannot read layers {text!r}: write vital, all, none, or numbers and ranges such as 0,1,17-18"
-            )
-        numbers += range(int(first), int(last or first) + 1)
+    for part in (piece.strip() for piece in text.split(",")):
+        first, dash, last = part.partition("-")
+        ends = (first, last if dash else first)
+        # Few digits: no model has more layers, and a range of millions would fill the memory.
+        if not all(end.isdecimal() and end.isascii() and len(end) <= DIGITS for end in ends):
+            raise SettingError(f"cannot read layers {_short(text)}: write {LAYERS_FORM}")
+        if int(ends[0]) > int(ends[1]):
+            raise SettingError(f"cannot read layers {_short(text)}: {part} runs backwards; write {LAYERS_FORM}")
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(numbers)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from sflow_jax.reports.pages import inline, layer_list, plain, render
-from sflow_jax.storage.output import output_folder
+from sflow_jax.storage.folders import output_folder
 from sflow_jax.storage.paths import absolute
 from sflow_jax.vitality.charts import comparison_chart, to_inline_svg, to_png
 from sflow_jax.vitality.scores import agreement, rank_correlation

@@ -1,8 +1,10 @@
-"""Results on disk: pictures and JSON; all of a command's files or none."""
+"""Folders that are there whole or not at all: a command's results, a checkpoint."""
 
 import contextlib
 import io
+import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,4 +77,31 @@ def output_folder(destination: epath.PathLike | None) -> Iterator[Folder]:
         partial.rmtree(missing_ok=True)
         for parent in created:
             parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(destination: epath.PathLike) -> Iterator[epath.Path]:
+    """A folder to fill beside `destination`; takes its place at the end, or vanishes after an error.
+
+    What was there is moved aside, and removed only when the new folder stands; killed in between, the old one is
+    found again at the next call.
+    """
+    destination = epath.Path(destination)
+    aside = destination.with_name(f".{destination.name}.replaced")
+    if aside.exists() and not destination.exists():
+        aside.rename(destination)
+    partial = destination.with_name(f".{destination.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        aside.rmtree(missing_ok=True)
+        if destination.exists():
+            destination.rename(aside)
+        partial.rename(destination)
+        aside.rmtree(missing_ok=True)
+    except BaseException:
+        partial.rmtree(missing_ok=True)
+        if aside.exists() and not destination.exists():
+            aside.rename(destination)
         raise
