@@ -154,7 +154,7 @@ def test_unknown_steps_and_elements_are_named(build, options, name):
 
 
 @pytest.mark.parametrize(
-    "text, layers", [("0,2,3-5", (0, 2, 3, 4, 5)), (" 1 , 1-2,", (1, 1, 2)), ("vital", "vital")]
+    "text, layers", [("0,2,3-5", (0, 2, 3, 4, 5)), (" 1 , 1-2", (1, 1, 2)), ("vital", "vital")]
 )
 def test_layers_are_read_from_text(text, layers):
     assert parse_layers(text) == layers

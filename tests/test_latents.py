@@ -1,10 +1,13 @@
 """Packing, sizes, and pictures from anywhere."""
 
+import io
+import os
+
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from sflow_jax.models.flux1 import position_ids
 from sflow_jax.pictures.canvas import Canvas
@@ -85,3 +88,93 @@ def test_bad_pictures_are_named(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_picture(bad)
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    "pixels, name",
+    [
+        (RAMP.astype(np.uint16) * 257, "grey.png"),
+        (RAMP.astype(np.uint16) * 257, "grey.tiff"),
+        (RAMP.astype(np.int32) * ((2**31 - 1) // 255), "grey32.tiff"),
+        (RAMP.astype(np.float32) / 255, "float.tiff"),
+    ],
+)
+def test_deep_greys_keep_their_levels(pixels, name, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / name)
+    np.testing.assert_array_equal(np.asarray(open_picture(tmp_path / name))[..., 0], RAMP)
+
+
+def test_numbers_that_are_not_finite_are_no_picture(tmp_path):
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "nan.tiff")
+    with pytest.raises(ValueError, match="not finite"):
+        open_picture(tmp_path / "nan.tiff")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_an_embedded_profile_becomes_srgb(mode, tmp_path):
+    """A profile whose white and tones differ; littlecms called directly says what is right."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    wide = ImageCms.ImageCmsProfile(io.BytesIO(linear_profile(profile.tobytes())))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 8, {"RGB": 3, "RGBA": 4, "L": 1}[mode]), np.uint8)
+    if mode == "RGBA":
+        pixels[..., 3] = 255
+    picture = Image.fromarray(pixels.squeeze())
+    picture.save(tmp_path / "profiled.png", icc_profile=wide.tobytes())
+    made = np.asarray(open_picture(tmp_path / "profiled.png"), int)
+    transform = ImageCms.buildTransform(wide, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    plain = picture.convert("RGB")
+    expected = np.asarray(ImageCms.applyTransform(plain, transform), int)
+    assert np.abs(made - expected).max() <= 1
+    assert np.abs(made - np.asarray(plain, int)).max() > 20
+
+
+def linear_profile(srgb: bytes) -> bytes:
+    """sRGB's colours with linear tones: its three curves replaced by the identity."""
+    data, count = bytearray(srgb), int.from_bytes(srgb[128:132], "big")
+    for i in range(count):
+        tag = srgb[132 + 12 * i : 144 + 12 * i]
+        if tag[:4] in (b"rTRC", b"gTRC", b"bTRC"):
+            start = int.from_bytes(tag[4:8], "big")
+            # "curv" without points is the identity.
+            data[start : start + 12] = b"curv" + bytes(8)
+    return bytes(data)
+
+
+def test_a_broken_profile_or_exif_does_not_stop_a_photo(tmp_path, caplog):
+    picture = Image.fromarray(np.stack([RAMP] * 3, axis=-1))
+    picture.save(tmp_path / "profile.png", icc_profile=b"not a profile")
+    picture.save(tmp_path / "exif.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+    for name in ("profile.png", "exif.jpg"):
+        assert open_picture(tmp_path / name).size == (16, 16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_agrees_with_pillow(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.stack([RAMP[:8]] * 3, axis=-1)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(np.asarray(open_picture(tmp_path / "turned.png")), expected)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(ValueError, match="is not a picture file"):
+            open_picture(path)
+
+
+def test_decoders_complain_in_one_line(tmp_path):
+    Image.fromarray(np.stack([RAMP] * 3, axis=-1)).save(tmp_path / "cut.jpg")
+    content = (tmp_path / "cut.jpg").read_bytes()
+    rng = np.random.default_rng(0)
+    for length in rng.integers(4, len(content) - 20, 20):
+        (tmp_path / "cut.jpg").write_bytes(content[:length])
+        with pytest.raises(ValueError, match="cannot read picture") as error:
+            open_picture(tmp_path / "cut.jpg")
+        assert "\n" not in str(error.value)

@@ -3,46 +3,117 @@
 Axes: b batch, y rows, x columns.
 """
 
+import contextlib
+import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
+logger = logging.getLogger(__name__)
 Picture = str | os.PathLike | Image.Image | np.ndarray
+# A profile's colour space → the mode that it describes.
+PROFILE_MODES = {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+# EXIF's tag, and what turns a picture upright.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_picture(picture: Any) -> Image.Image:
-    """An upright RGB picture: EXIF orientation applied, transparency composited on white.
+    """An upright sRGB picture: EXIF orientation applied, colour profile converted, transparency on white.
 
-    Takes a path, a PIL image, or a uint8 array [y, x, 3 or 4] or [y, x]; ValueError for anything else.
+    Takes a path (local or remote), a PIL image, or a uint8 array [y, x, 3 or 4] or [y, x]. Greys of 16 and 32 bits
+    are scaled by their type's range, floats from 0..1. ValueError for anything else, and whatever a decoder objects
+    to.
     """
     if isinstance(picture, str | os.PathLike):
-        path = Path(picture)
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                picture = opened
-        except FileNotFoundError as error:
-            raise ValueError(f"no picture at {path}") from error
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read picture {path}: {error}") from error
-    elif isinstance(picture, np.ndarray):
+        return _to_srgb(_decode(epath.Path(picture)))
+    if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(
                 f"a picture array must be uint8 [height, width, 3], found {picture.dtype} {list(picture.shape)}"
             )
-        picture = Image.fromarray(picture)
-    elif not isinstance(picture, Image.Image):
+        return _to_srgb(Image.fromarray(picture))
+    if not isinstance(picture, Image.Image):
         raise ValueError(f"a picture is a path, a PIL image or a uint8 array, not {type(picture).__name__}")
-    picture = ImageOps.exif_transpose(picture)
+    return _to_srgb(picture)
+
+
+def _decode(path: epath.Path) -> Image.Image:
+    """A picture file, all of it; ValueError in one line."""
+    if not path.exists():
+        raise ValueError(f"no picture at {path}")
+    # A folder, or a pipe or device, which may have no end (epath takes these for files).
+    if path.is_dir() or not ("://" in os.fspath(path) or Path(path).is_file()):
+        raise ValueError(f"{path} is not a picture file")
+    try:
+        with path.open("rb") as file, Image.open(file) as opened:
+            opened.load()
+            return opened
+    except Exception as error:  # decoders raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot read picture {path}: {reason}") from error
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB, upright and opaque."""
+    turn, profile = TURNS.get(_orientation(picture)), picture.info.get("icc_profile")
+    picture = _to_eight_bits(picture)
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+        rgba = picture.convert("RGBA")
+        opaque = _convert_profile(rgba.convert("RGB"), profile if picture.mode != "CMYK" else None)
+        white = Image.new("RGB", rgba.size, "white")
+        picture = Image.composite(opaque, white, rgba.getchannel("A"))
+    else:
+        picture = _convert_profile(picture, profile)
+    return picture.convert("RGB") if turn is None else picture.convert("RGB").transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    """EXIF's, where it can be read: the rest of it may be broken."""
+    with contextlib.suppress(Exception):
+        return picture.getexif().get(ORIENTATION)
+    return None
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Greys of more than 8 bits, which Pillow itself would clip; ValueError for numbers that are not finite."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    levels = np.asarray(picture, np.float64)
+    if not np.isfinite(levels).all():
+        raise ValueError("the picture has numbers that are not finite")
+    # PNG and PPM have at most 16 bits, which Pillow may open as 32.
+    short = picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM")
+    brightest = 1.0 if picture.mode == "F" else 65_535 if short else 2**31 - 1
+    return Image.fromarray(np.round(np.clip(levels / brightest, 0, 1) * 255).astype(np.uint8))
+
+
+def _convert_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours of an embedded profile (Display P3, Adobe RGB, a printer's CMYK …) as sRGB has them."""
+    if profile is None:
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        # A grey picture may carry a profile of colours.
+        picture = picture.convert(PROFILE_MODES.get(source.profile.xcolor_space.strip(), "RGB"))
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        logger.warning("the picture's colour profile cannot be used (%s); taken as sRGB", error)
+        return picture
 
 
 def fit_picture(picture: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "y x 3"]:

@@ -16,6 +16,7 @@ from sflow_convert import engine, vision
 from transformers import AutoTokenizer
 
 from sflow_jax.catalogue import ASSETS
+from sflow_jax.measures.metrics import psnr
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip import ClipText
 from sflow_jax.models.clip_vision import Clip, ClipConfig
@@ -24,6 +25,7 @@ from sflow_jax.models.flux1 import FluxConditioning, FluxConfig
 from sflow_jax.models.layers import parameters
 from sflow_jax.models.t5 import T5Config, T5Encoder
 from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import to_network, to_unit
 from sflow_jax.pictures.latents import unpack
 from sflow_jax.sampling.schedule import Schedule
 from sflow_jax.toyworld.attributes import ATTRIBUTES
@@ -50,7 +52,7 @@ from sflow_jax.toyworld.train.optimizer import matrices, named_leaves, update_ru
 from sflow_jax.toyworld.train.plan import Plan
 from sflow_jax.toyworld.train.pool import load_pool
 from sflow_jax.toyworld.train.tokenizers import TEXT_TOKENS, save_tokenizers
-from sflow_jax.toyworld.train.vae import Whitening
+from sflow_jax.toyworld.train.vae import Whitening, save_reconstructions
 
 
 class Killed(Exception):
@@ -164,6 +166,17 @@ def test_whitening_goes_into_the_autoencoder():
     np.testing.assert_allclose((mixed - whitening.shift) * whitening.scale, latents, atol=1e-4)
     assert len(np.unique(log_variance)) == 1
     np.testing.assert_allclose(whitened.decode(mixed), model.decode(means), atol=1e-4)
+
+
+def test_reconstructions_are_shown_and_measured(tmp_path):
+    model = Autoencoder(Plan.tiny().vae, rngs=nnx.Rngs(0))
+    drawings = np.stack([sample_scene(np.random.default_rng(i)).draw(16) for i in range(3)])
+    save_reconstructions(model, drawings, tmp_path, 7)
+    decoded = np.clip(model.decode(model.encode(jnp.asarray(to_network(drawings)))[0]) / 2 + 0.5, 0, 1)
+    expected = np.mean([psnr(*pair) for pair in zip(decoded, to_unit(drawings))])
+    step, decibel = (tmp_path / "psnr.txt").read_text().split()
+    assert step == "7" and abs(float(decibel) - expected) < 0.01
+    assert (tmp_path / "grid_7.png").exists()
 
 
 def test_an_untrained_transformer_predicts_zero():

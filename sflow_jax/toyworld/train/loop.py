@@ -219,8 +219,8 @@ def _report(bar: tqdm, lines: Any, step: int, numbers: Mapping[str, np.ndarray],
     """Show and write the step's numbers."""
     shown = {name: float(value) for name, value in numbers.items()}
     rate = (bar.format_dict["rate"] or 0.0) * batch
-    said = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
-    bar.set_postfix_str(f"{said} {rate:.0f} pictures/s")
+    figures = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
+    bar.set_postfix_str(f"{figures} {rate:.0f} pictures/s")
     lines.write(json.dumps({"step": step, **shown}) + "\n")
     lines.flush()
 

@@ -83,14 +83,14 @@ def _chunks(count: int, seed: int, split: str, size: int) -> Iterator[dict[str, 
 def load_pool(folder: Path, count: int, *, seed: int, split: str = "train", size: int = 64) -> Pool:
     """The pool of `count` scenes, drawn and written to `folder` unless it is already there."""
     done = folder / "pool.json"
-    made_of = {"count": count, "seed": seed, "split": split, "size": size}
+    description = {"count": count, "seed": seed, "split": split, "size": size}
     names = [field.name for field in dataclasses.fields(Pool)]
-    if not done.exists() or json.loads(done.read_text()) != made_of:
+    if not done.exists() or json.loads(done.read_text()) != description:
         folder.mkdir(parents=True, exist_ok=True)
         parts = list(_chunks(count, seed, split, size))
         for name in names:
             np.save(folder / f"{name}.npy", np.concatenate([part[name] for part in parts]))
-        done.write_text(json.dumps(made_of))
+        done.write_text(json.dumps(description))
     return Pool(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
 
 

@@ -25,6 +25,8 @@ L1_WEIGHT = 0.1
 WHITENING_FLOOR = 0.1
 # Of the exported posterior, in the transformer's units.
 POSTERIOR_SPREAD = 0.01
+# Of previews.
+GRID_PAIRS = 16
 
 
 def vae_loss(model: Autoencoder, frozen: None, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -57,7 +59,8 @@ def reconstruct(model: Autoencoder, pictures: np.ndarray) -> np.ndarray:
 def save_reconstructions(model: Autoencoder, pictures: np.ndarray, folder: Path, step: int) -> None:
     """A grid of reconstructions and pictures (uint8 [n, y, x, 3]), and a line with the mean PSNR of all of them."""
     decoded, drawings = reconstruct(model, pictures), to_unit(pictures)
-    save_pairs(decoded[:16], drawings[:16], ["decoded"] * 16, folder / f"grid_{step}.png")
+    shown = min(GRID_PAIRS, len(decoded))
+    save_pairs(decoded[:shown], drawings[:shown], ["decoded"] * shown, folder / f"grid_{step}.png")
     decibel = np.mean([psnr(*pair) for pair in zip(decoded, drawings)])
     with (folder / "psnr.txt").open("a") as file:
         file.write(f"{step} {decibel:.2f}\n")
