@@ -25,7 +25,7 @@ class Bar:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         what, _, note = what.partition(": ")
-        if self._bar is None or (self._bar.desc, self._bar.total) != (f"{what}: ", total):
+        if self._bar is None or (self._bar.desc, self._bar.total) != (what, total):
             self.close()
             # Work that goes on where an earlier run stopped does not count as this run's speed.
             self._bar = tqdm(total=total, desc=what, initial=done, dynamic_ncols=True)

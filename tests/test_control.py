@@ -160,7 +160,7 @@ def test_layers_are_read_from_text(text, layers):
     assert parse_layers(text) == layers
 
 
-@pytest.mark.parametrize("text", ["a", "1-", "-1", "1.5", "1-2-3", "5-1"])
+@pytest.mark.parametrize("text", ["a", "1.5", "1-2-3"])
 def test_text_that_names_no_layers_is_refused(text):
     with pytest.raises(ValueError, match="cannot read layers"):
         parse_layers(text)

@@ -187,6 +187,17 @@ def test_the_model_file_says_what_was_converted(checkpoint, source_folder):
     assert all(len(digest) == 64 for digest in info.source_digests.values())
 
 
+def test_checkpoints_of_the_first_format_are_read(checkpoint, tmp_path):
+    """Version 0.1 knew FLUX.1 alone, and called its variant the family."""
+    fields = json.loads((checkpoint / "model.json").read_text())
+    assert fields["format"] == 2 and (fields["family"], fields.pop("variant")) == ("flux1", "dev")
+    del fields["named"]
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "model.json").write_text(json.dumps({**fields, "format": 1, "family": "dev"}))
+    shutil.copy(checkpoint / "scheduler" / "scheduler_config.json", tmp_path / "scheduler")
+    assert load_info(tmp_path) == load_info(checkpoint)
+
+
 def test_published_vital_layers_are_recorded_for_flux_dev_alone():
     assert FLUX1.known_vital_layers({"transformer": FluxConfig.dev()}).layers == FLUX_DEV_CODE
     assert FLUX1.known_vital_layers({"transformer": FluxConfig.schnell()}) is None

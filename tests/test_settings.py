@@ -132,6 +132,8 @@ def test_a_bar_follows_its_work(capsys):
     for done in range(3):
         bar(done, 2, "painting: top 1, 2")
     assert "painting" in (shown := capsys.readouterr().err) and "2/2" in shown and "top 1, 2" in shown
+    # One bar, drawn over and over, ends one line.
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(
