@@ -173,3 +173,9 @@ def test_layers_must_be_whole_numbers():
 
 def test_published_sets_differ_by_layer_2_alone():
     assert set(FLUX_DEV_PAPER) - set(FLUX_DEV_CODE) == {2}
+
+
+@pytest.mark.parametrize("shares", [{"keys": -0.1}, {"values": 1.5}, {"keys": float("nan")}])
+def test_shares_beyond_the_sources_are_refused(shares):
+    with pytest.raises(ValueError, match="shares from 0 to 1"):
+        LayerControl.none(2, 2, 3).injecting([0], **shares)

@@ -416,3 +416,19 @@ def test_bfloat16_stays_near_float32(pair, region):
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pair.transformer)
     ours = dataclasses.replace(pair, transformer=narrow).ours(control)
     assert relative(ours, pair.ours(control)) <= 5e-2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda control: control.scaling_heads([3], [0.5]), "the model has 3 heads, but 1 are scaled"),
+        (lambda control: control.within(np.ones((3, 4), np.float32)), r"a region must be \[batch, image tokens\]"),
+    ],
+)
+def test_other_numbers_of_heads_or_tokens_are_named(change, message, flow):
+    control = change(LayerControl.none(1, 3, flow.layers).injecting([0]))
+    with pytest.raises(ValueError, match=message):
+        flow.denoise(
+            np.zeros((3, 16, 16), np.float32), flow.encode_prompts(["a", "b", "c"]), control,
+            guidance=np.ones(3, np.float32),
+        )  # fmt: skip

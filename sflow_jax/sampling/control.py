@@ -103,6 +103,10 @@ class LayerControl:
         keys, values: how far they move to the source's, 0…1. An element that is its group's source takes its own
         keys and values, which changes nothing.
         """
+        if not (0 <= keys <= 1 and 0 <= values <= 1):
+            raise SettingError(
+                f"`keys` and `values` are injected by shares from 0 to 1, found {keys:g}, {values:g}"
+            )
         where = self._where(layers, steps, elements)
         changed = dataclasses.replace(self, inject=self.inject | where)
         if (keys, values) == (1.0, 1.0) and self.keys is None:
@@ -131,7 +135,10 @@ class LayerControl:
         steps: Sequence[int] | slice = slice(None),
         elements: Sequence[int] | None = None,
     ) -> "LayerControl":
-        """Scale the update of attention or of the MLP, or the text stream that enters these layers."""
+        """Scale the update of attention or of the MLP, or the text stream that enters these layers.
+
+        Where both parts share a bias (FLUX's single blocks), it follows the larger of the two scales.
+        """
         where = self._where(layers, steps, elements)
         wanted = {"attention": attention, "mlp": mlp, "text": text}
         return dataclasses.replace(
