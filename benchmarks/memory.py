@@ -29,7 +29,7 @@ import numpy as np
 from common import out_option, write_json
 from safetensors.numpy import save_file
 from sflow_convert import flux as table
-from sflow_convert.engine import Shape, plan, source_shapes
+from sflow_convert.engine import Shape, plan_reads, source_shapes
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
@@ -110,7 +110,7 @@ def write_source(folder: Path, double_blocks: int, single_blocks: int) -> int:
 def published_shapes(config: FluxConfig) -> dict[str, Shape]:
     """Name → shape of every tensor of a diffusers transformer."""
     ours = {path: leaf.shape for path, leaf in parameters(abstract(Flux, config)).items()}
-    return source_shapes(plan(table.diffusers_table(config), ours))
+    return source_shapes(plan_reads(table.diffusers_table(config), ours))
 
 
 def sharded(shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:

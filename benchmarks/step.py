@@ -28,7 +28,7 @@ from common import (
 )
 from flax import nnx
 from sflow_convert import flux as table
-from sflow_convert.engine import assemble, plan
+from sflow_convert.engine import assemble, plan_reads
 
 from sflow_jax.machine.meshes import batch_sharding
 from sflow_jax.models.flux1 import FluxConfig
@@ -56,7 +56,7 @@ def same_weights() -> tuple[torch.nn.Module, nnx.Module]:
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     module = INFO.abstract_network("transformer")
     shapes = {path: leaf.shape for path, leaf in parameters(module).items()}
-    reads = plan(table.diffusers_table(CONFIG), shapes)
+    reads = plan_reads(table.diffusers_table(CONFIG), shapes)
     arrays = assemble(reads, shapes, lambda name, part: tensors[name][part or ...], np.float32)
     return theirs, with_parameters(module, jax.device_put(dict(arrays)))
 

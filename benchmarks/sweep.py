@@ -32,7 +32,7 @@ from sflow_jax.painter import Painter
 from sflow_jax.planning.lowering import lower_step
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.settings import EMBEDDED, Placement, SweepSettings
-from sflow_jax.vitality.plan import Plan, elimination_of, plan_sweep, rule_of
+from sflow_jax.vitality.plan import SweepPlan, elimination_of, plan_sweep, rule_of
 from sflow_jax.vitality.scores import choose
 from sflow_jax.vitality.summary import Table
 from sflow_jax.vitality.sweep import Sweep, spent
@@ -46,7 +46,7 @@ FEWEST_PROMPTS = 4
 class PlainSweep:
     """The loop that one would write with diffusers, with a plan's steps, guidance and size."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: SweepPlan):
         self.pipe = FluxPipeline.from_pretrained(ASSETS, torch_dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         self.dino = Dinov2Model.from_pretrained(ASSETS / "dinov2").eval()

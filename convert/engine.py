@@ -116,7 +116,7 @@ def _indexed_shape(shape: Shape, index: tuple[int | slice, ...]) -> Shape:
     return np.broadcast_to(np.empty(()), shape)[index].shape
 
 
-def plan(table: Table, targets: Mapping[str, Shape]) -> list[Read]:
+def plan_reads(table: Table, targets: Mapping[str, Shape]) -> list[Read]:
     """All reads that fill `targets` (path → shape); ValueError where table and model disagree."""
     if set(table) != set(targets):
         raise ValueError(

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from sflow_convert.engine import ConversionError
 from sflow_convert.job import (
     check_free,
+    checked_reads,
     in_memory,
-    planned,
     source_digests,
     stored_dtype,
     write_networks,
@@ -102,10 +102,10 @@ def convert_features(
     """
     check_free(destination, INFO_FILE, "a features folder", overwrite)
     networks = {ITEM: source.network}
-    plans, info = planned(networks), source.info(dtype)
+    reads, info = checked_reads(networks), source.info(dtype)
     with new_folder(destination) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(networks, progress))
-        write_networks(folder, networks, plans, info.dtype, progress)
+        write_networks(folder, networks, reads, info.dtype, progress)
         (folder / INFO_FILE).write_text(info.to_json())
     return info
 

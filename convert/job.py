@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
-from sflow_convert.engine import ConversionError, Read, assemble, check, plan
+from sflow_convert.engine import ConversionError, Read, assemble, check, plan_reads
 from sflow_convert.layouts import Network, Source
 from sflow_convert.sources import digest
 from tqdm.auto import tqdm
@@ -26,24 +26,24 @@ from sflow_jax.storage.paths import is_remote
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Network → its reads, and its parameters' shapes.
-Plans = dict[str, tuple[list[Read], dict[str, tuple[int, ...]]]]
+NetworkReads = dict[str, tuple[list[Read], dict[str, tuple[int, ...]]]]
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def planned(networks: Mapping[str, Network]) -> Plans:
+def checked_reads(networks: Mapping[str, Network]) -> NetworkReads:
     """Reads and parameter shapes of every network; ConversionError lists the faults of all of them."""
-    plans, problems = {}, []
+    checked, problems = {}, []
     for name, network in networks.items():
         targets = {p: leaf.shape for p, leaf in parameters(abstract(network.build, network.config)).items()}
-        reads = plan(network.table, targets)
+        reads = plan_reads(network.table, targets)
         try:
             check(reads, network.tensors.shapes, targets)
         except ConversionError as error:
             problems.append(f"{name}: {error}")
-        plans[name] = (reads, targets)
+        checked[name] = (reads, targets)
     if problems:
         raise ConversionError("\n".join(problems))
-    return plans
+    return checked
 
 
 def stored_dtype(network: Network) -> str:
@@ -65,10 +65,15 @@ def known_vital_layers(
 
 
 def write_network(
-    folder: epath.Path, name: str, network: Network, plan_: tuple[list[Read], dict], dtype: str, bar: tqdm
+    folder: epath.Path,
+    name: str,
+    network: Network,
+    reads_and_shapes: tuple[list[Read], dict],
+    dtype: str,
+    bar: tqdm,
 ) -> None:
     """Assemble one network in files of a scratch folder (memory stays free), and save it with Orbax."""
-    reads, targets = plan_
+    reads, targets = reads_and_shapes
     # Beside the destination, where there is room; a remote destination leaves the machine's own place.
     place = None if is_remote(folder) else str(folder)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=place) as scratch:
@@ -116,9 +121,9 @@ def convert(
     family's name for it. Raises ConversionError for a source that does not fit, and for a destination that exists
     (unless `overwrite`, and then only a checkpoint is replaced).
     """
-    # Before the plans, which take a while.
+    # Before the reads, which take a while.
     check_free(destination, INFO_FILE, "a checkpoint", overwrite)
-    plans = planned(source.networks)
+    reads = checked_reads(source.networks)
     layers, origin = known_vital_layers(source, vital_layers, vital_origin)
     info = ModelInfo(
         family=source.family,
@@ -133,7 +138,7 @@ def convert(
     )
     with new_folder(destination) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))
-        write_networks(folder, source.networks, plans, info.dtype, progress)
+        write_networks(folder, source.networks, reads, info.dtype, progress)
         for name, tokenizer in source.tokenizers.items():
             copy_files(tokenizer, folder / name)
         save_info(folder, info)
@@ -149,13 +154,13 @@ def source_digests(networks: Mapping[str, Network], progress: bool) -> dict[str,
 
 
 def write_networks(
-    folder: epath.Path, networks: Mapping[str, Network], plans: Plans, dtype: str, progress: bool
+    folder: epath.Path, networks: Mapping[str, Network], reads: NetworkReads, dtype: str, progress: bool
 ) -> None:
     """Convert one network after the other."""
     shapes = [shape for network in networks.values() for shape in network.tensors.shapes.values()]
     with tqdm(total=sum(map(math.prod, shapes)), desc="converting", unit_scale=True, disable=not progress) as bar:
         for name, network in networks.items():
-            write_network(folder, name, network, plans[name], dtype, bar)
+            write_network(folder, name, network, reads[name], dtype, bar)
 
 
 def copy_files(source: Path, destination: epath.Path) -> None:
@@ -169,6 +174,6 @@ def copy_files(source: Path, destination: epath.Path) -> None:
 
 def in_memory(network: Network, dtype: str = "float32") -> nnx.Module:
     """One network straight into memory; ConversionError lists the tensors that do not fit."""
-    reads, targets = planned({"network": network})["network"]
+    reads, targets = checked_reads({"network": network})["network"]
     arrays = dict(assemble(reads, targets, network.tensors.read, DTYPES[dtype]))
     return with_parameters(abstract(network.build, network.config), jax.device_put(arrays))

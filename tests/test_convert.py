@@ -13,7 +13,7 @@ import torch
 from conftest import relative
 from safetensors.numpy import load_file, save_file
 from sflow_convert import autoencoder, flux, text_encoders
-from sflow_convert.engine import ConversionError, check, export, plan, source_shapes
+from sflow_convert.engine import ConversionError, check, export, plan_reads, source_shapes
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source, rename_clip, rename_t5
 
@@ -68,7 +68,7 @@ def full_size_models():
 def test_full_size_models_map_one_to_one(model):
     network, config, table, count, build, rename = model
     targets = shapes_of(network, config)
-    check(plan(table(config), targets), published_shapes(build, rename), targets)
+    check(plan_reads(table(config), targets), published_shapes(build, rename), targets)
     assert parameter_count(abstract(FLUX1.networks[network].build, config)) == count
 
 
@@ -79,7 +79,7 @@ def test_full_size_single_files_map_one_to_one(config):
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as theirs
 
     targets = shapes_of("transformer", config)
-    reads = plan(flux.single_file_table(config), targets)
+    reads = plan_reads(flux.single_file_table(config), targets)
     names = source_shapes(reads)
     check(reads, names, targets)
     assert flux.config_from_single_file(names) == config
@@ -93,7 +93,7 @@ def test_full_size_single_file_autoencoder_maps_one_to_one():
 
     config = AutoencoderConfig.flux()
     targets = shapes_of("autoencoder", config)
-    reads = plan(autoencoder.single_file_table(config), targets)
+    reads = plan_reads(autoencoder.single_file_table(config), targets)
     names = source_shapes(reads)
     check(reads, names, targets)
     assert autoencoder.config_from_single_file(names) == config
@@ -101,7 +101,7 @@ def test_full_size_single_file_autoencoder_maps_one_to_one():
     converted = convert_ldm_vae_checkpoint(
         {name: torch.empty(shape, device="meta") for name, shape in names.items()}, their_config
     )
-    ours = source_shapes(plan(autoencoder.diffusers_table(config), targets))
+    ours = source_shapes(plan_reads(autoencoder.diffusers_table(config), targets))
     assert {name: tuple(tensor.shape) for name, tensor in converted.items()} == ours
 
 
@@ -109,7 +109,7 @@ def test_export_is_the_inverse_of_conversion(checkpoint, source_folder):
     info = load_info(checkpoint)
     config = info.configs["transformer"]
     module = load_network(checkpoint, info, "transformer", Placement())
-    reads = plan(flux.diffusers_table(config), shapes_of("transformer", config))
+    reads = plan_reads(flux.diffusers_table(config), shapes_of("transformer", config))
     made = export(reads, {path: np.asarray(leaf) for path, leaf in parameters(module).items()})
     stored = load_file(source_folder / WEIGHTS)
     assert made.keys() == stored.keys()
@@ -141,7 +141,7 @@ def single_files(wide_vae_checkpoint, source_folder, tmp_path_factory) -> Path:
     ):
         config = info.configs[network]
         module = load_network(checkpoint, info, network, Placement())
-        reads = plan(table(config), shapes_of(network, config))
+        reads = plan_reads(table(config), shapes_of(network, config))
         tensors = export(reads, {path: np.asarray(leaf) for path, leaf in parameters(module).items()})
         save_file({prefix + name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / file)
     for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):

@@ -13,7 +13,7 @@ import torch
 import transformers
 from commandline import run_convert
 from safetensors.numpy import load_file, save_file
-from sflow_convert.engine import ConversionError, check, plan, source_shapes
+from sflow_convert.engine import ConversionError, check, plan_reads, source_shapes
 from sflow_convert.features import MODEL_TYPES, convert_features, import_features, open_features
 
 from sflow_jax.catalogue import ASSETS, load_features
@@ -216,7 +216,7 @@ def test_published_architectures_map_one_to_one(name, registers, count):
     config = read(theirs.config.to_dict())
     targets = {path: leaf.shape for path, leaf in parameters(abstract(NETWORKS[kind], config)).items()}
     # transformers renames while it loads, so its names are those of files only in the small networks above.
-    reads = plan(table(config), targets)
+    reads = plan_reads(table(config), targets)
     check(reads, source_shapes(reads), targets)
     assert sum(map(math.prod, targets.values())) == sum(x.numel() for x in theirs.parameters()) == count
 

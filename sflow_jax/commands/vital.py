@@ -111,14 +111,14 @@ def describe(
     plan, workers = plan_sweep(settings, info, chosen.model), Worker.parse(worker).count
     if chosen.process is not None:
         workers = parse_place(chosen.process, "process")[1]
-    lines = describe_sweep(info, words, plan, planned(chosen), elimination_of(settings, plan))
+    lines = describe_sweep(info, words, plan, placement_to_plan(chosen), elimination_of(settings, plan))
     measured = None if out is None else picture_seconds(out)
     if step_seconds is None and measured is None:
         return [*lines, "time: give --step-seconds, or --out of a run that has begun"]
     return [*lines, describe_time(plan, workers, step_seconds=step_seconds, picture_seconds=measured)]
 
 
-def planned(chosen: Chosen) -> Placement:
+def placement_to_plan(chosen: Chosen) -> Placement:
     """The placement to plan for: on devices that are made up, but for a mesh that is proposed for those here."""
     from sflow_jax.machine.meshes import make_mesh, parse_mesh
     from sflow_jax.planning.lowering import planned_devices

@@ -9,7 +9,7 @@ from sflow_jax.planning.lowering import GIB, lower_step, weight_bytes
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.adaptive import FIRST, Elimination
-from sflow_jax.vitality.plan import Plan
+from sflow_jax.vitality.plan import SweepPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Work:
     steps: int
 
     @classmethod
-    def of(cls, plan: Plan, prompts: int) -> "Work":
+    def of(cls, plan: SweepPlan, prompts: int) -> "Work":
         """With so many of the plan's prompts."""
         units = plan.units(range(prompts), range(len(plan.variants)))
         batches, references = plan.batches(units), prompts * plan.seeds
@@ -32,7 +32,7 @@ class Work:
 
 
 def describe_sweep(
-    info: ModelInfo, words: int, plan: Plan, placement: Placement, elimination: Elimination | None = None
+    info: ModelInfo, words: int, plan: SweepPlan, placement: Placement, elimination: Elimination | None = None
 ) -> list[str]:
     """Lines that tell units, batches, the compiled shape and memory a device.
 
@@ -68,7 +68,9 @@ def describe_sweep(
     return lines
 
 
-def describe_time(plan: Plan, workers: int, *, step_seconds: float | None, picture_seconds: float | None) -> str:
+def describe_time(
+    plan: SweepPlan, workers: int, *, step_seconds: float | None, picture_seconds: float | None
+) -> str:
     """A line: each worker's time, from the seconds of a step of a batch, else of a picture as measured."""
     work = Work.of(plan, len(plan.prompts))
     if step_seconds is not None:

@@ -21,7 +21,7 @@ from sflow_jax.settings import EMBEDDED, SweepSettings
 from sflow_jax.storage.checkpoint import load_info, save_info
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.pictures import keeper
-from sflow_jax.vitality.plan import Plan, elimination_of, plan_sweep, rule_of
+from sflow_jax.vitality.plan import SweepPlan, elimination_of, plan_sweep, rule_of
 from sflow_jax.vitality.summary import Summary, summarise
 from sflow_jax.vitality.sweep import Sweep, spent
 
@@ -92,7 +92,7 @@ def load_feature_networks(settings: SweepSettings, checkpoint: str) -> dict[str,
 def manifest_of(
     painter: Painter,
     features: dict[str, Features],
-    plan: Plan,
+    plan: SweepPlan,
     settings: SweepSettings,
     elimination: Elimination | None,
 ) -> dict[str, Any]:

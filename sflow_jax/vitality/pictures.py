@@ -9,7 +9,7 @@ from PIL import Image
 
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.storage.files import write_whole
-from sflow_jax.vitality.plan import Plan
+from sflow_jax.vitality.plan import SweepPlan
 from sflow_jax.vitality.scores import Variant
 from sflow_jax.vitality.sweep import Keep
 
@@ -29,7 +29,7 @@ class Comparison:
     bypassed: dict[int, UInt8[np.ndarray, "y x 3"]]
 
 
-def picture_name(plan: Plan, reference: int, variant: Variant | None) -> str:
+def picture_name(plan: SweepPlan, reference: int, variant: Variant | None) -> str:
     """File name without its ending, such as `prompt-003-seed-3-without-17`; a reference's number is its seed."""
     name = f"prompt-{reference // plan.seeds:03d}-seed-{reference}"
     if variant is None:
@@ -38,7 +38,7 @@ def picture_name(plan: Plan, reference: int, variant: Variant | None) -> str:
     return name if plan.spans_all_steps(variant) else f"{name}-in-steps-{variant.first}-{variant.last - 1}"
 
 
-def keeper(folder: RunFolder, plan: Plan, keep: str) -> Keep | None:
+def keeper(folder: RunFolder, plan: SweepPlan, keep: str) -> Keep | None:
     """Writes pictures into the run's folder: whole as PNG, or thumbnails as JPEG; None to keep none."""
     if keep == "none":
         return None
@@ -57,7 +57,7 @@ def keeper(folder: RunFolder, plan: Plan, keep: str) -> Keep | None:
     return write
 
 
-def kept_comparisons(folder: RunFolder, plan: Plan, prompts: int) -> list[Comparison]:
+def kept_comparisons(folder: RunFolder, plan: SweepPlan, prompts: int) -> list[Comparison]:
     """The first prompts' pictures that the run kept, with every single layer bypassed."""
     comparisons = []
     for prompt in range(min(prompts, len(plan.prompts))):

@@ -21,7 +21,7 @@ Units = Int[np.ndarray, "u 2"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What is painted: everything that the scores depend on beside the networks.
 
     seeds: pictures a prompt. batch: pictures at once. variants: what is bypassed, and when. Reference i is of
@@ -101,7 +101,7 @@ def make_variants(
     )
 
 
-def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Plan:
+def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> SweepPlan:
     """What the settings ask for of a model; SettingError where they do not fit it.
 
     checkpoint: the name that it is loaded by; the embedded model has prompts of its own.
@@ -114,7 +114,9 @@ def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Pla
     variants = make_variants(layers, steps, windows=settings.windows, pairs=pairs)
     prompts = load_prompts(settings.prompts or (TOYWORLD if checkpoint == EMBEDDED else BUILTIN))
     guidance = info.defaults.sweep_guidance if settings.guidance is None else settings.guidance
-    return Plan(tuple(prompts[: settings.limit]), settings.seeds, steps, guidance, canvas, settings.batch, variants)
+    return SweepPlan(
+        tuple(prompts[: settings.limit]), settings.seeds, steps, guidance, canvas, settings.batch, variants
+    )
 
 
 def rule_of(settings: SweepSettings) -> Rule:
@@ -124,6 +126,6 @@ def rule_of(settings: SweepSettings) -> Rule:
     return Rule() if settings.threshold is None else Rule("threshold", settings.threshold)
 
 
-def elimination_of(settings: SweepSettings, plan: Plan) -> Elimination | None:
+def elimination_of(settings: SweepSettings, plan: SweepPlan) -> Elimination | None:
     """When an adaptive sweep stops, or None for an exhaustive one."""
     return Elimination(rule_of(settings), len(plan.prompts), settings.error) if settings.adaptive else None

@@ -14,7 +14,7 @@ from sflow_jax.storage.files import write_whole
 from sflow_jax.storage.paths import absolute
 from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg, vitality_chart, windows_chart
 from sflow_jax.vitality.pictures import Comparison, kept_comparisons
-from sflow_jax.vitality.plan import Plan
+from sflow_jax.vitality.plan import SweepPlan
 from sflow_jax.vitality.scores import COVERAGE, MEASURES, RESAMPLES
 from sflow_jax.vitality.summary import Summary, VariantScore
 
@@ -24,7 +24,7 @@ PICTURES_SHOWN = 4
 PAIRS_SHOWN = 20
 
 
-def write_report(folder: RunFolder, plan: Plan, summary: Summary, costs: Mapping[str, Any]) -> None:
+def write_report(folder: RunFolder, plan: SweepPlan, summary: Summary, costs: Mapping[str, Any]) -> None:
     """Write the report of a finished sweep into its folder, with the pictures that it kept."""
     write_report_files(folder.path, summary, kept_comparisons(folder, plan, PROMPTS_SHOWN), costs)
 

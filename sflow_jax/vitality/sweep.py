@@ -25,7 +25,7 @@ from sflow_jax.runs.sharing import SharedWork
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.vitality.adaptive import Elimination, run
-from sflow_jax.vitality.plan import Plan, Units
+from sflow_jax.vitality.plan import SweepPlan, Units
 from sflow_jax.vitality.scores import MEASURES, Variant
 from sflow_jax.vitality.summary import Table
 
@@ -74,7 +74,7 @@ class Sweep:
         self,
         painter: Painter,
         features: dict[str, Features],
-        plan: Plan,
+        plan: SweepPlan,
         folder: RunFolder,
         *,
         worker: Worker = Worker(),

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from sflow_jax.catalogue import load_features
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.runs.worker import Worker
-from sflow_jax.vitality.plan import Plan, make_variants
+from sflow_jax.vitality.plan import SweepPlan, make_variants
 from sflow_jax.vitality.sweep import Sweep
 
 RUN = "gs://bucket/run"
@@ -74,9 +74,9 @@ def machine(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def plan(flow) -> Plan:
+def plan(flow) -> SweepPlan:
     canvas = flow.info.canvas(64, 64)
-    return Plan(("a red cat", "a dog in snow"), 1, 2, 3.5, canvas, 4, make_variants(range(flow.layers), 2))
+    return SweepPlan(("a red cat", "a dog in snow"), 1, 2, 3.5, canvas, 4, make_variants(range(flow.layers), 2))
 
 
 @pytest.fixture(scope="module")

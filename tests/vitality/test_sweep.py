@@ -12,7 +12,7 @@ from sflow_jax.runs.folder import RunFolder
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.vitality.adaptive import Elimination
-from sflow_jax.vitality.plan import Plan, make_variants
+from sflow_jax.vitality.plan import SweepPlan, make_variants
 from sflow_jax.vitality.prompts import PROMPTS, load_prompts
 from sflow_jax.vitality.scores import Rule
 from sflow_jax.vitality.sweep import Sweep
@@ -26,9 +26,9 @@ def features():
 
 
 @pytest.fixture(scope="module")
-def plan(flow) -> Plan:
+def plan(flow) -> SweepPlan:
     variants = make_variants(range(flow.layers), 2, windows=2, pairs=(0, 2))
-    return Plan(WORDS[:2], 1, 2, 3.5, flow.info.canvas(64, 64), 4, variants)
+    return SweepPlan(WORDS[:2], 1, 2, 3.5, flow.info.canvas(64, 64), 4, variants)
 
 
 def sweep(flow, features, plan, folder, **options) -> Sweep:
@@ -81,7 +81,7 @@ def test_windows_that_begin_late_start_from_the_reference(flow, features, plan, 
 
 def test_a_sweep_compiles_once(flow, features, plan, whole, tmp_path):
     with jax.no_tracing():
-        other = Plan(WORDS[2:4], 1, 2, 1.5, plan.canvas, 4, make_variants((1, 3), 2))
+        other = SweepPlan(WORDS[2:4], 1, 2, 1.5, plan.canvas, 4, make_variants((1, 3), 2))
         sweep(flow, features, other, tmp_path / "run").exhaustive()
 
 
@@ -128,7 +128,7 @@ def test_workers_share_a_folder(flow, features, plan, whole, tmp_path):
 
 
 def test_adaptive_stops_early_and_keeps_to_its_rounds(flow, features, tmp_path):
-    plan = Plan(WORDS, 1, 2, 3.5, flow.info.canvas(64, 64), 4, make_variants(range(flow.layers), 2))
+    plan = SweepPlan(WORDS, 1, 2, 3.5, flow.info.canvas(64, 64), 4, make_variants(range(flow.layers), 2))
     far_below = Elimination(Rule("threshold", -5.0), len(WORDS))
     table = sweep(flow, features, plan, tmp_path / "run").adaptive(far_below)
     seen = ~np.isnan(table.values["dino"])

@@ -42,7 +42,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_network(path: Path, network: nnx.Module, table: engine.Table, config: dict[str, Any]) -> None:
     """Weights at `path` under the table's names, half precision, and `config.json` beside them."""
     arrays = {name: np.asarray(leaf, DTYPE) for name, leaf in parameters(network).items()}
-    reads = engine.plan(table, {name: array.shape for name, array in arrays.items()})
+    reads = engine.plan_reads(table, {name: array.shape for name, array in arrays.items()})
     tensors = engine.export(reads, arrays)
     write_json(path.parent / "config.json", config)
     # "format" is what transformers asks of a file before it reads it.
