@@ -86,7 +86,7 @@ def product_rates(runs: int) -> tuple[float, float]:
 def our_step(network: nnx.Module, inputs: StepInputs) -> Callable[[], np.ndarray]:
     """The product's own compiled step, with control masks, one group of as many members as the batch has."""
     place, batch = batch_sharding(None, 1), len(inputs.latents)
-    blank = jax.device_put(Blank.of(1, batch, CANVAS.tokens, CONFIG.in_channels), place)
+    blank = Blank.of(1, batch, CANVAS.tokens, CONFIG.in_channels)
     control = LayerControl.none(1, batch, CONFIG.layers)
     (evaluation,) = EULER.evaluations(SIGMA, SIGMA_NEXT)
     step = blank.step(evaluation, control.interventions(0))

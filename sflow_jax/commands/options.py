@@ -126,6 +126,8 @@ class Chosen:
         if self.placement.mesh is None:
             return self.placement
         automatic = self.placement.mesh == AUTOMATIC
+        if automatic and len(devices) == 1:
+            return dataclasses.replace(self.placement, mesh=None)
         sizes = self._proposed(devices, work) if automatic else parse_mesh(self.placement.mesh)
         return dataclasses.replace(self.placement, mesh=make_mesh(sizes, devices))
 

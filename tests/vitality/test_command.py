@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from commandline import run
 
@@ -93,6 +94,15 @@ def test_a_full_size_dry_run_needs_no_files(capsys):
 def test_a_dry_run_takes_its_time_from_a_run_that_has_begun(arguments, finished, capsys):
     assert run(*arguments, "--dry-run", "--out", finished) == 0
     assert "as measured in this run" in capsys.readouterr().out
+
+
+def test_one_device_needs_no_mesh(capsys, monkeypatch):
+    """`--mesh auto`, as the help offers it, also of a dry run."""
+    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: jax.devices()[:1])
+    monkeypatch.setattr(jax, "devices", lambda *_, one=jax.devices()[:1]: one)
+    options = ("--model", "toyworld", "--dry-run", "--mesh", "auto", "--limit", 2, "--steps", 1)
+    assert run("vital", *options) == 0
+    assert "1 devices (no mesh)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
