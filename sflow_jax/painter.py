@@ -163,6 +163,7 @@ class Painter:
         guidance is 1. inversion: what the only group's source replays. between: only these steps, first to before
         last, with `noise` the latents before the first.
         """
+        control.check(len(noise), canvas.tokens, self.info.configs["transformer"].heads)
         first, last = between or (0, control.steps)
         solve = self._solve(canvas, conditioning, guidance, negative, groups)
         sigmas = self.schedule.sigmas(control.steps, canvas.tokens)

@@ -423,6 +423,7 @@ def test_bfloat16_stays_near_float32(pair, region):
     [
         (lambda control: control.scaling_heads([3], [0.5]), "the model has 3 heads, but 1 are scaled"),
         (lambda control: control.within(np.ones((3, 4), np.float32)), r"a region must be \[batch, image tokens\]"),
+        (lambda control: LayerControl.none(1, 2, 5), "for 2 batch elements, not for 3"),
     ],
 )
 def test_other_numbers_of_heads_or_tokens_are_named(change, message, flow):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray, Leaf
-from sflow_jax.errors import SettingError
 
 
 @functools.partial(
@@ -67,10 +66,6 @@ def inject_source(
     """Move each element's image keys (or values) towards those of its group's member 0: exactly there at 1."""
     if strength is None or members == 1:
         return x
-    if region is not None and region.shape != x.shape[:2]:
-        raise SettingError(
-            f"a region must be [batch, image tokens] = {list(x.shape[:2])}, found {list(region.shape)}"
-        )
     share = strength[:, None] if region is None else strength[:, None] * region
     # In float32: rounded shares would not add up to one, and the source would move.
     share = share.astype(jnp.float32)[:, :, None, None]
@@ -111,8 +106,6 @@ def scale_heads(
     mixed: Float[Array, "b l h k"], heads: Float[AnyArray, "b h"] | None, every: Float[AnyArray, " b"] | None = None
 ) -> Float[Array, "b l h k"]:
     """Attention's output times a number a head, and one a picture."""
-    if heads is not None and heads.shape[-1] != mixed.shape[2]:
-        raise SettingError(f"the model has {mixed.shape[2]} heads, but {heads.shape[-1]} are scaled")
     if heads is not None:
         mixed = mixed * heads.astype(mixed.dtype)[:, None, :, None]
     return mixed if every is None else mixed * every.astype(mixed.dtype)[:, None, None, None]

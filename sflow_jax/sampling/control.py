@@ -179,6 +179,17 @@ class LayerControl:
         """Inject whole outside a region (1 = to be changed) and only `inside` of it there."""
         return dataclasses.replace(self, region=np.float32(1 - np.asarray(region) * (1 - inside)))
 
+    def check(self, batch: int, tokens: int, heads: int) -> None:
+        """SettingError unless the arrays are for such a batch and a model and canvas of such sizes."""
+        if self.inject.shape[1] != batch:
+            raise SettingError(f"the control is for {self.inject.shape[1]} batch elements, not for {batch}")
+        if self.heads is not None and self.heads.shape[-1] != heads:
+            raise SettingError(f"the model has {heads} heads, but {self.heads.shape[-1]} are scaled")
+        if self.region is not None and self.region.shape != (batch, tokens):
+            raise SettingError(
+                f"a region must be [batch, image tokens] = [{batch}, {tokens}], found {list(self.region.shape)}"
+            )
+
     def interventions(self, step: int) -> Interventions:
         """One step's arrays, as a transformer takes them."""
         strengths = [1.0 if scale is None else scale[step] for scale in (self.keys, self.values)]

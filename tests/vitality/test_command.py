@@ -98,8 +98,9 @@ def test_a_dry_run_takes_its_time_from_a_run_that_has_begun(arguments, finished,
 
 def test_one_device_needs_no_mesh(capsys, monkeypatch):
     """`--mesh auto`, as the help offers it, also of a dry run."""
-    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: jax.devices()[:1])
-    monkeypatch.setattr(jax, "devices", lambda *_, one=jax.devices()[:1]: one)
+    one = jax.devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_, **__: one)
     options = ("--model", "toyworld", "--dry-run", "--mesh", "auto", "--limit", 2, "--steps", 1)
     assert run("vital", *options) == 0
     assert "1 devices (no mesh)" in capsys.readouterr().out
