@@ -25,6 +25,7 @@ from sflow_jax.progress import Progress, as_progress
 from sflow_jax.results import Edit, Generation, Inversion
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.schedule import Schedule
 from sflow_jax.sampling.solvers import find_solver
 from sflow_jax.settings import (
     AUTOMATIC,
@@ -109,6 +110,16 @@ class StableFlow:
     def layers(self) -> int:
         """Number of layers of all kinds."""
         return self.painter.layers
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Where the model is placed; None is one device."""
+        return self.painter.mesh
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which sigmas a number of steps visits."""
+        return self.painter.schedule
 
     @property
     def transformer(self) -> nnx.Module:
