@@ -5,7 +5,6 @@ Nothing here imports what takes time: `--help` and completion must be quick.
 
 import dataclasses
 import functools
-import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,12 @@ import click
 
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import parse_place
-from sflow_jax.settings import AUTOMATIC, Placement
+from sflow_jax.settings import AUTOMATIC, Placement, as_record
 
 if TYPE_CHECKING:
     import jax
 
     from sflow_jax.pipeline import StableFlow
-
-PACKAGES = ("sflow_jax", "jax", "flax")
 
 
 def options(*decorators: Callable) -> Callable:
@@ -63,9 +60,9 @@ def setting_option(field: dataclasses.Field) -> Callable:
     )
 
 
-def settings_options(settings: type, *, name: str = "settings", without: Sequence[str] = ()) -> Callable:
+def settings_options(settings: type, *, name: str = "settings") -> Callable:
     """All settings of a dataclass as options, given to the command as one object `name`."""
-    fields = [field for field in dataclasses.fields(settings) if field.metadata and field.name not in without]
+    fields = [field for field in dataclasses.fields(settings) if field.metadata]
 
     def bundled(command: Callable) -> Callable:
         @functools.wraps(command)
@@ -174,20 +171,20 @@ out_option = click.option("--out", "-o", required=True, help="Folder for the res
 
 def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """What a result's JSON says: settings, versions, device, seconds."""
-    import jax
+    from sflow_jax.machine.processes import describe_devices, package_versions
 
     return {
         "model": model,
         **settings,
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": describe_devices(),
+        "versions": package_versions(),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
 
 
 def placement_record(placement: Placement) -> dict[str, Any]:
     """Where and how a model ran, as a result's JSON says it."""
-    fields = {field.name: getattr(placement, field.name) for field in dataclasses.fields(placement)}
+    fields = as_record(placement)
     if fields["mesh"] is not None:
         fields["mesh"] = ",".join(f"{axis}={size}" for axis, size in fields["mesh"].shape.items() if size > 1)
     return fields

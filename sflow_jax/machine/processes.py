@@ -1,9 +1,13 @@
 """Several processes that know of each other (`jax.distributed`): TPU pods, SLURM, or named by hand."""
 
+import importlib.metadata
+
 import jax
 
 from sflow_jax.errors import SettingError
 from sflow_jax.settings import AUTOMATIC
+
+PACKAGES = ("sflow_jax", "jax", "flax")
 
 
 def join(coordinator: str, process: tuple[int, int] | None) -> None:
@@ -24,3 +28,13 @@ def join(coordinator: str, process: tuple[int, int] | None) -> None:
             f"cannot join the other processes ({coordinator}: {reason}); "
             "name them with `coordinator` HOST:PORT and `process` 1/4"
         ) from error
+
+
+def describe_devices() -> str:
+    """How many devices of which kind all processes have together, as results tell it."""
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+
+
+def package_versions() -> dict[str, str]:
+    """Of what numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -391,21 +391,18 @@ class Flux(nnx.Module):
             streams = self.text_in(text.astype(dtype)), self.image_in(latents.astype(dtype))
         layers, split = interventions.layers.per_layer(), config.double_blocks
 
-        def double(carry, block, layer):
-            return block(carry, vector, angles, layer, call)
-
-        def single(carry, block, layer):
-            return block(carry, vector, angles, layer, call)
+        def through(streams, block, layer):
+            return block(streams, vector, angles, layer, call)
 
         if remat:
-            double, single = jax.checkpoint(double), jax.checkpoint(single)
+            through = jax.checkpoint(through)
         with jax.named_scope("double_blocks"):
             streams, first = scan_layers(
-                double, streams, self.double_blocks, layers.layers(0, split), unroll=unroll
+                through, streams, self.double_blocks, layers.layers(0, split), unroll=unroll
             )
         with jax.named_scope("single_blocks"):
             joint, second = scan_layers(
-                single, jnp.concatenate(streams, axis=1), self.single_blocks, layers.layers(split, None),
+                through, jnp.concatenate(streams, axis=1), self.single_blocks, layers.layers(split, None),
                 unroll=unroll,
             )  # fmt: skip
         with jax.named_scope("out"):

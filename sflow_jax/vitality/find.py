@@ -2,15 +2,14 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from typing import Any
 
-import jax
 from etils import epath
 
 from sflow_jax.catalogue import find_checkpoint, load_features
 from sflow_jax.errors import SettingError
+from sflow_jax.machine.processes import describe_devices, package_versions
 from sflow_jax.measures.features import Features
 from sflow_jax.models.layers import parameter_dtype
 from sflow_jax.painter import Painter
@@ -130,8 +129,8 @@ def costs(folder: RunFolder) -> dict[str, Any]:
     return {
         "pictures": pictures,
         "seconds": round(seconds, 1),
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        **{name: importlib.metadata.version(name) for name in ("sflow_jax", "jax", "flax")},
+        "device": describe_devices(),
+        **package_versions(),
     }
 
 
