@@ -104,13 +104,17 @@ def single_file_table(config: AutoencoderConfig) -> Table:
     return _table(config, SINGLE_FILE)
 
 
-def config_from_single_file(shapes: dict[str, Shape]) -> AutoencoderConfig:
-    """Sizes of a single-file autoencoder from its tensors' shapes; the scaling is FLUX's."""
-    levels = {name.split(".")[2] for name in shapes if name.startswith("encoder.down.")}
-    blocks = {name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}
+def config_from_single_file(shapes: dict[str, Shape], *, diffusers: bool = False) -> AutoencoderConfig:
+    """Sizes of a single-file autoencoder from its tensors' shapes; the scaling is FLUX's.
+
+    diffusers: the names are diffusers', else Black Forest Labs'.
+    """
+    down, block = ("down_blocks", "resnets") if diffusers else ("down", "block")
+    levels = {name.split(".")[2] for name in shapes if name.startswith(f"encoder.{down}.")}
+    blocks = {name.split(".")[4] for name in shapes if name.startswith(f"encoder.{down}.0.{block}.")}
     return AutoencoderConfig(
         picture_channels=shapes["encoder.conv_in.weight"][1],
         latent_channels=shapes["decoder.conv_in.weight"][1],
-        widths=tuple(shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(len(levels))),
+        widths=tuple(shapes[f"encoder.{down}.{i}.{block}.0.conv2.weight"][0] for i in range(len(levels))),
         blocks_per_level=len(blocks),
     )

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -16,6 +17,8 @@ from sflow_jax.errors import SettingError
 
 Shape = tuple[int, ...]
 BLOCK = "{block}"
+# Tensors at fault that an error names.
+SHOWN = 6
 
 
 class ConversionError(SettingError):
@@ -182,7 +185,38 @@ def check(reads: list[Read], available: Mapping[str, Shape], targets: Mapping[st
         if filled[path] != math.prod(shape)
     ]
     if problems:
-        raise ConversionError(f"{len(problems)} tensors do not fit:\n  " + "\n  ".join(problems))
+        raise ConversionError(f"{len(problems)} tensors do not fit: {shortened(problems)}")
+
+
+def shortened(problems: list[str]) -> str:
+    """Problems in one line, all kinds of them, and the count of those left out."""
+    kinds = list(dict.fromkeys(problem.split(":")[0].split(" ")[0] for problem in problems))
+    shown = [[p for p in problems if p.startswith(kind)][: max(1, SHOWN // len(kinds))] for kind in kinds]
+    lines = [problem for group in shown for problem in group]
+    left = len(problems) - len(lines)
+    return "; ".join(lines) + (f"; and {left} more" if left else "")
+
+
+def check_finite(part: np.ndarray, source: str) -> None:
+    """ConversionError for numbers that no network can compute with."""
+    # Narrow floats have no quick test of their own.
+    if not np.isfinite(part.astype(np.float32) if part.itemsize < 4 else part).all():
+        raise ConversionError(f"{source} has numbers that are not finite: the file is damaged, download it again")
+
+
+def converted(part: np.ndarray, dtype: DTypeLike, source: str) -> np.ndarray:
+    """The same numbers in another dtype; ConversionError for those that are not finite there."""
+    if part.dtype == dtype:
+        return part
+    with np.errstate(over="ignore"):
+        narrow = part.astype(dtype)
+    if np.dtype(dtype).itemsize < part.itemsize or np.dtype(dtype) == np.float16:
+        largest = float(np.max(np.abs(part), initial=0))
+        if largest > float(ml_dtypes.finfo(dtype).max):
+            raise ConversionError(
+                f"{source} holds {largest:.3g}, beyond {np.dtype(dtype)}; choose another `dtype`, such as float32"
+            )
+    return narrow
 
 
 def assemble(
@@ -194,6 +228,8 @@ def assemble(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (path, array) parameter by parameter, holding one source tensor at a time beside it.
 
+    ConversionError for numbers that are not finite, or not in `dtype`.
+
     `allocate` makes the array to fill: the converter gives one backed by a file, so that memory stays free.
     """
     by_target = defaultdict(list)
@@ -202,7 +238,9 @@ def assemble(
     for target, group in by_target.items():
         array = allocate(target, targets[target], dtype)
         for read in group:
-            array[read.index] = read.transform.to_ours(read_part(read.source, read.part), read.shape)
+            part = read_part(read.source, read.part)
+            check_finite(part, read.source)
+            array[read.index] = read.transform.to_ours(converted(part, dtype, read.source), read.shape)
         yield target, array
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
@@ -11,20 +10,23 @@ from jax.typing import DTypeLike
 from sflow_convert.engine import ConversionError
 from sflow_convert.job import (
     check_free,
+    check_room,
     checked_reads,
     in_memory,
+    record_checksums,
     source_digests,
     stored_dtype,
     write_networks,
 )
 from sflow_convert.layouts import Network
-from sflow_convert.sources import find_files, open_files, read_json
+from sflow_convert.sources import find_files, open_files, read_config
 from sflow_convert.vision import clip_table, dinov2_table
 
 from sflow_jax.measures.features import INFO_FILE, ITEM, NETWORKS, FeaturesInfo
 from sflow_jax.measures.preprocessing import Preprocessing
 from sflow_jax.models.clip_vision import ClipConfig
 from sflow_jax.models.dinov2 import Dinov2Config
+from sflow_jax.storage.files import write_whole
 from sflow_jax.storage.folders import new_folder
 
 CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
@@ -56,7 +58,13 @@ class FeatureSource:
 
 def is_feature_folder(source: Path) -> bool:
     """Whether a folder is one model of transformers; FLUX checkpoints have no such config at the top."""
-    return (source / CONFIG_FILE).is_file() and "model_type" in read_json(source / CONFIG_FILE)
+    return (source / CONFIG_FILE).is_file() and _model_type(source) is not None
+
+
+def _model_type(folder: Path) -> str | None:
+    """What transformers calls the model of a folder."""
+    model_type = read_config(folder / CONFIG_FILE, lambda config: config.get("model_type"))
+    return None if model_type is None else str(model_type)
 
 
 def rename(name: str) -> str | None:
@@ -64,25 +72,14 @@ def rename(name: str) -> str | None:
     return None if name.endswith(".embeddings.position_ids") else name
 
 
-def _read_config(path: Path, read: Any) -> Any:
-    """A config made from a JSON file; ConversionError for fields that are missing or not supported."""
-    config = read_json(path)
-    try:
-        return read(config)
-    except KeyError as error:
-        raise ConversionError(f"{path} does not say {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path}: {error}") from error
-
-
 def open_features(folder: Path) -> FeatureSource:
     """Open a published folder; ConversionError for other models, and for what is missing or not supported."""
-    model_type = read_json(folder / CONFIG_FILE).get("model_type")
+    model_type = _model_type(folder)
     if model_type not in MODEL_TYPES:
         raise ConversionError(f"{folder} is a {model_type} model; feature networks are {', '.join(MODEL_TYPES)}")
     kind, read, table = MODEL_TYPES[model_type]
-    config = _read_config(folder / CONFIG_FILE, read)
-    preprocessing = _read_config(folder / PREPROCESSOR_FILE, Preprocessing.from_hf)
+    config = read_config(folder / CONFIG_FILE, read)
+    preprocessing = read_config(folder / PREPROCESSOR_FILE, Preprocessing.from_hf)
     network = Network(NETWORKS[kind], config, table(config), open_files(find_files(folder), rename))
     return FeatureSource(kind, network, preprocessing)
 
@@ -103,10 +100,12 @@ def convert_features(
     check_free(destination, INFO_FILE, "a features folder", overwrite)
     networks = {ITEM: source.network}
     reads, info = checked_reads(networks), source.info(dtype)
-    with new_folder(destination) as folder:
+    check_room(destination, reads, info.dtype)
+    with new_folder(destination, replace=overwrite) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(networks, progress))
         write_networks(folder, networks, reads, info.dtype, progress)
-        (folder / INFO_FILE).write_text(info.to_json())
+        write_whole(folder / INFO_FILE, info.to_json())
+        record_checksums(folder, INFO_FILE, progress)
     return info
 
 

@@ -158,7 +158,7 @@ def config_from_single_file(shapes: dict[str, Shape]) -> FluxConfig:
     width, in_channels = shapes["img_in.weight"]
     (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
     # The published split of 128 into (16, 56, 56), kept in proportion for other sizes.
-    row = 7 * head_dim // 16
+    row = 7 * head_dim // 32 * 2
     return FluxConfig(
         in_channels=in_channels,
         double_blocks=count("double_blocks."),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,12 +22,16 @@ from tqdm.auto import tqdm
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.sampling.control import check_layers
 from sflow_jax.storage.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
-from sflow_jax.storage.folders import new_folder
-from sflow_jax.storage.paths import is_remote
+from sflow_jax.storage.checksums import write_checksums
+from sflow_jax.storage.folders import new_folder, recover
+from sflow_jax.storage.paths import absolute, is_remote
+from sflow_jax.storage.tokenizers import ADVICE, load_tokenizer
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Network → its reads, and its parameters' shapes.
 NetworkReads = dict[str, tuple[list[Read], dict[str, tuple[int, ...]]]]
+# Written at once where files cannot be reserved.
+ZEROS = 1 << 24
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -42,13 +47,13 @@ def checked_reads(networks: Mapping[str, Network]) -> NetworkReads:
             problems.append(f"{name}: {error}")
         checked[name] = (reads, targets)
     if problems:
-        raise ConversionError("\n".join(problems))
+        raise ConversionError(" | ".join(problems))
     return checked
 
 
 def stored_dtype(network: Network) -> str:
     """The dtype of a network's weights; ConversionError for mixed or unknown ones."""
-    dtypes = sorted(network.tensors.dtypes)
+    dtypes = sorted(set(network.tensors.dtypes.values()))
     if len(dtypes) != 1 or dtypes[0] not in STORED:
         raise ConversionError(f"weights are stored as {', '.join(dtypes)}; say which `dtype` to write")
     return STORED[dtypes[0]]
@@ -79,7 +84,8 @@ def write_network(
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=place) as scratch:
 
         def allocate(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-            return np.memmap(f"{scratch}/{path}", dtype, "w+", shape=shape)
+            reserve(f"{scratch}/{path}", math.prod(shape) * np.dtype(dtype).itemsize)
+            return np.memmap(f"{scratch}/{path}", dtype, "r+", shape=shape)
 
         def read(source: str, part: tuple[slice, ...] | None) -> np.ndarray:
             array = network.tensors.read(source, part)
@@ -89,12 +95,56 @@ def write_network(
         save_network(folder, name, dict(assemble(reads, targets, read, DTYPES[dtype], allocate)))
 
 
+def reserve(path: str, size: int) -> None:
+    """A file of so many bytes, which the disk has room for: writing to a map of it cannot fail. OSError if not."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, ZEROS):
+            file.write(bytes(min(ZEROS, size - start)))
+
+
+def check_room(destination: epath.PathLike, reads: NetworkReads, dtype: str) -> None:
+    """ConversionError where the disk has no room: for all networks, and for the largest once more, as scratch."""
+    if is_remote(destination):
+        return
+    numbers = [sum(map(math.prod, targets.values())) for _, targets in reads.values()]
+    needed = (sum(numbers) + max(numbers)) * np.dtype(DTYPES[dtype]).itemsize
+    place = next(parent for parent in absolute(destination).parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ConversionError(
+            f"{destination} needs {needed / 1e9:.1f} GB to be written; {place} has {free / 1e9:.1f} GB free"
+        )
+
+
+def check_tokenizers(source: Source) -> None:
+    """Load every tokenizer once; ConversionError for what would fail later, or make pictures of nonsense.
+
+    A tokenizer whose name is a network's must have no more tokens than that network has embeddings.
+    """
+    for name, folder in source.tokenizers.items():
+        try:
+            tokenizer = load_tokenizer(folder)
+        except ValueError as error:
+            raise ConversionError(str(error).replace("convert the source again", ADVICE)) from error
+        size = getattr(source.configs.get(name), "vocabulary", None)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        if size is not None and largest >= size:
+            raise ConversionError(
+                f"{folder} has a token of number {largest}, and its text encoder has {size} embeddings: take the "
+                "tokenizer that belongs to it, without added tokens"
+            )
+
+
 def check_free(destination: epath.PathLike, info_file: str, what: str, overwrite: bool) -> None:
     """ConversionError if something is at `destination`, or, with `overwrite`, something else than `what`.
 
     info_file: the file by which `what` is recognised.
     """
     destination = epath.Path(destination)
+    recover(destination)
     if not destination.exists():
         return
     if not overwrite:
@@ -123,8 +173,9 @@ def convert(
     """
     # Before the reads, which take a while.
     check_free(destination, INFO_FILE, "a checkpoint", overwrite)
-    reads = checked_reads(source.networks)
     layers, origin = known_vital_layers(source, vital_layers, vital_origin)
+    reads = checked_reads(source.networks)
+    check_tokenizers(source)
     info = ModelInfo(
         family=source.family,
         variant=source.variant,
@@ -136,13 +187,21 @@ def convert(
         vital_layers_origin=origin,
         named=title,
     )
-    with new_folder(destination) as folder:
+    check_room(destination, reads, info.dtype)
+    with new_folder(destination, replace=overwrite) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))
         write_networks(folder, source.networks, reads, info.dtype, progress)
         for name, tokenizer in source.tokenizers.items():
             copy_files(tokenizer, folder / name)
         save_info(folder, info)
+        record_checksums(folder, INFO_FILE, progress)
     return info
+
+
+def record_checksums(folder: epath.Path, info_file: str, progress: bool) -> None:
+    """Write down what the finished folder holds. info_file: holds its own checksum."""
+    with tqdm(desc="checksums", unit="B", unit_scale=True, disable=not progress) as bar:
+        write_checksums(folder, leave=(info_file,), progress=bar.update)
 
 
 def source_digests(networks: Mapping[str, Network], progress: bool) -> dict[str, str]:

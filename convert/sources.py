@@ -2,30 +2,64 @@
 
 import dataclasses
 import hashlib
-import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import ml_dtypes
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from sflow_convert.engine import ConversionError, Shape
 
-INDEX_SUFFIX = ".safetensors.index.json"
+from sflow_jax.storage.files import read_json
+from sflow_jax.typed import Name
+
+T = TypeVar("T")
 CHUNK = 1 << 22
+INCOMPLETE = "the source is not a complete checkpoint, or is damaged: download it again"
+# safetensors' names of the numbers that weights may be stored in.
+FLOATS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+# Names by which tools store the scale of an 8-bit weight, after its layer's name; those of the other side are left.
+SCALES, UNUSED_SCALES = ("scale_weight", "weight_scale"), ("scale_input", "input_scale", "scaled_fp8")
+# A part of a tensor's name, or what a file begins with → what it is, and what to do.
+PLAIN = "take the model in bfloat16, and use --quantize int8 when it runs"
+FOREIGN_NAMES = {
+    r"(lora_(A|B|up|down|magnitude)|\.(alpha|hada_w1_a|lokr_w1)$|^lora_)": "are a LoRA, not a model: merge it",
+    r"(absmax|quant_map|quant_state|bitsandbytes)": f"are in 4 or 8 bits of bitsandbytes (nf4): {PLAIN}",
+    r"(qweight|qzeros|\.wscales|\.proj_down)": f"are quantised (GPTQ, AWQ or SVDQuant): {PLAIN}",
+}
+FOREIGN_STARTS = {
+    b"GGUF": "a GGUF file: take the safetensors of the model in bfloat16",
+    b"PK": "a pickled file of torch, which is never read: take the safetensors",
+    b"\x80": "a pickled file, which is never read: take the safetensors",
+    b"version https://git-lfs": "only a pointer of git LFS: download the file itself (git lfs pull)",
+    b"<": "a web page, not weights: download it again, with the licence accepted",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """The tensors of one network: which file holds each, and its shape and dtype name.
+    """The tensors of one network: which file holds each, its shape and dtype name.
 
-    Names are the files' own after `rename`; tensors that `rename` maps to None are known not to be weights.
+    Names are the files' own after a rename; `names` has those in the files. scales: name of an 8-bit weight → its
+    scale's.
     """
 
     files: Mapping[str, Path]
     names: Mapping[str, str]
     shapes: Mapping[str, Shape]
-    dtypes: frozenset[str]
+    dtypes: Mapping[str, str]
+    scales: Mapping[str, tuple[Path, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
@@ -33,62 +67,169 @@ class Tensors:
         return sorted(set(self.files.values()))
 
     def read(self, name: str, part: tuple[slice, ...] | None) -> np.ndarray:
-        """One tensor, or a part of it; only these bytes are read."""
-        with safe_open(self.files[name], "np") as file:
-            stored = self.names[name]
-            return file.get_tensor(stored) if part is None else file.get_slice(stored)[part]
+        """One tensor, or a part of it; only these bytes are read, but of 8-bit ones all. ConversionError."""
+        try:
+            if self.dtypes[name] in EIGHT_BITS:
+                weight = read_raw(self.files[name], self.names[name])
+                if name in self.scales:
+                    weight = weight.astype(np.float32) * read_raw(*self.scales[name]).astype(np.float32)
+                return weight if part is None else weight[part]
+            with safe_open(self.files[name], "np") as file:
+                stored = self.names[name]
+                return file.get_tensor(stored) if part is None else file.get_slice(stored)[part]
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"cannot read {name} from {self.files[name]}: {first_line(error)}") from error
+
+    def below(self, prefix: str) -> "Tensors":
+        """Those whose names begin with a prefix, without it."""
+        return self.only(lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
+
+    def only(self, rename: Callable[[str], str | None]) -> "Tensors":
+        """Those that `rename` gives a name, under it."""
+        renamed = {new: old for old in self.files if (new := rename(old)) is not None}
+        fields = (self.files, self.names, self.shapes, self.dtypes, self.scales)
+        return Tensors(*({new: field[old] for new, old in renamed.items() if old in field} for field in fields))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; ConversionError if it is missing or broken."""
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def read_raw(path: Path, name: str) -> np.ndarray:
+    """One tensor from the bytes of a safetensors file: safetensors itself gives numpy no 8-bit floats."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = msgspec.convert(msgspec.json.decode(file.read(length))[name], _Entry)
+        file.seek(8 + length + entry.data_offsets[0])
+        data = file.read(entry.data_offsets[1] - entry.data_offsets[0])
+    return np.frombuffer(data, FLOATS[entry.dtype]).reshape(entry.shape)
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_config(path: Path, read: Callable[[dict[str, Any]], T]) -> T:
+    """A config made from a JSON file; ConversionError, with the file's name, for what does not fit."""
+    config = read_json(path, dict[str, Any], ConversionError, INCOMPLETE)
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConversionError(f"{path} is missing; the source is not a complete checkpoint") from error
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"cannot read {path}: {error}") from error
+        return read(config)
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from error
 
 
 def open_files(paths: list[Path], rename: Callable[[str], str | None] = lambda name: name) -> Tensors:
-    """Look into safetensors files; ConversionError for broken files and names that appear twice."""
-    files, names, shapes, dtypes = {}, {}, {}, set()
+    """Look into safetensors files; ConversionError for broken and foreign files, and names that appear twice."""
+    files, names, shapes, dtypes = {}, {}, {}, {}
     for path in paths:
-        try:
-            with safe_open(path, "np") as file:
-                for stored in file.keys():
-                    name = rename(stored)
-                    if name is None:
-                        continue
-                    if name in files:
-                        raise ConversionError(f"tensor {name} is in both {files[name]} and {path}")
-                    piece = file.get_slice(stored)
-                    files[name], names[name] = path, stored
-                    shapes[name] = tuple(piece.get_shape())
-                    dtypes.add(piece.get_dtype())
-        except FileNotFoundError as error:
-            raise ConversionError(f"{path} is missing") from error
-        except (SafetensorError, OSError) as error:
-            raise ConversionError(f"cannot read {path}: {error}; download it again") from error
-    return Tensors(files, names, shapes, frozenset(dtypes))
+        for stored, shape, dtype in _entries(path):
+            name = rename(stored)
+            if name is None:
+                continue
+            if name in files:
+                raise ConversionError(f"tensor {name} is in both {files[name]} and {path}")
+            files[name], names[name], shapes[name], dtypes[name] = path, stored, shape, dtype
+    return _scaled(Tensors(files, names, shapes, dtypes))
+
+
+def _entries(path: Path) -> list[tuple[str, Shape, str]]:
+    """(name, shape, dtype) of every tensor of a file; ConversionError says what is wrong with it."""
+    if not path.is_file():
+        raise ConversionError(f"{path} is no file; {INCOMPLETE}" if path.exists() else f"{path} is missing")
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+        for mark, kind in FOREIGN_STARTS.items():
+            # A safetensors file begins with a length, whose first byte may be anything.
+            if start.startswith(mark) and start[8:9] != b"{":
+                raise ConversionError(f"{path} is {kind}")
+        with safe_open(path, "np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return [(name, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()]
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, ConversionError):
+            raise
+        raise ConversionError(f"cannot read {path}: {first_line(error)}; download it again") from error
+
+
+def _scaled(tensors: Tensors) -> Tensors:
+    """Scales of 8-bit weights beside their weights; what belongs to activations is left out."""
+    if not set(tensors.dtypes.values()) & set(EIGHT_BITS):
+        return tensors
+    scales, leave = {}, set()
+    for name in tensors.files:
+        layer, _, kind = name.rpartition(".")
+        if kind in SCALES:
+            scales[f"{layer}.weight"] = (tensors.files[name], tensors.names[name])
+        if kind in (*SCALES, *UNUSED_SCALES):
+            leave.add(name)
+    kept = tensors.only(lambda name: None if name in leave else name)
+    return dataclasses.replace(kept, scales=scales)
+
+
+def check_kind(tensors: Tensors) -> None:
+    """ConversionError for weights that are no model's (a LoRA, 4 bits), and for tensors of whole numbers."""
+    where = tensors.paths[0] if tensors.paths else "the source"
+    for pattern, kind in FOREIGN_NAMES.items():
+        if any(re.search(pattern, name) for name in tensors.names.values()):
+            raise ConversionError(f"the weights in {where} {kind}")
+    whole = [name for name, dtype in tensors.dtypes.items() if dtype not in FLOATS]
+    if whole:
+        raise ConversionError(
+            f"{whole[0]} in {tensors.files[whole[0]]} is stored as {tensors.dtypes[whole[0]]}; weights are floats"
+        )
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[Name, Name]
+
+
+VARIANT = re.compile(
+    r"(?P<stem>[^.]+?)(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?(\.(?P<late>[\w-]+))?\.safetensors"
+    r"(?P<index>\.index(\.(?P<latest>[\w-]+))?\.json)?"
+)
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The safetensors files of a network's folder: those its index names, or the only one."""
+    """The safetensors files of a network's folder: those that its index names, or the only one.
+
+    A folder may hold several variants (`.fp16` in the names): the plain one is taken, or the only one.
+    """
     if not folder.is_dir():
         raise ConversionError(f"{folder} is missing; the source is not a complete checkpoint")
-    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
-    if len(indices) > 1:
-        raise ConversionError(f"{folder} has several variants ({', '.join(i.name for i in indices)}); keep one")
-    if indices:
-        weight_map = read_json(indices[0]).get("weight_map", {})
-        paths = sorted({folder / name for name in weight_map.values()})
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
+    variants: dict[str, tuple[list[Path], list[Path]]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := VARIANT.fullmatch(path.name):
+            variant = match["variant"] or match["late"] or match["latest"] or ""
+            variants.setdefault(variant, ([], []))[bool(match["index"])].append(path)
+    if not variants:
         raise ConversionError(f"{folder} has no .safetensors file; pickled weights (.bin, .pt) are never read")
-    if not indices and len(paths) > 1:
-        raise ConversionError(f"{folder} has several weight files and no index: {', '.join(p.name for p in paths)}")
-    return paths
+    if "" not in variants and len(variants) > 1:
+        raise ConversionError(f"{folder} has several variants ({', '.join(sorted(variants))}); keep one")
+    files, indices = variants.get("") or next(iter(variants.values()))
+    if len(indices) > 1:
+        raise ConversionError(f"{folder} has several indices ({', '.join(i.name for i in indices)}); keep one")
+    if indices:
+        return _indexed_files(indices[0])
+    if len(files) > 1:
+        raise ConversionError(
+            f"{folder} has several weight files and no index: {', '.join(p.name for p in files[:5])}"
+        )
+    return files
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """The files that an index names, which must lie beside it."""
+    weight_map = read_json(index, _Index, ConversionError, INCOMPLETE).weight_map
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside or not names:
+        what = f"names {outside[0]!r}, which is no .safetensors file beside it" if outside else "names no files"
+        raise ConversionError(f"{index} {what}; {INCOMPLETE}")
+    return [index.parent / name for name in names]
 
 
 def digest(path: Path, progress: Callable[[int], None]) -> str:

@@ -4,15 +4,14 @@ The embedded model is converted once to the cache, and then a checkpoint like an
 package that calls the converter.
 """
 
+import dataclasses
 import hashlib
-import json
-import os
-import shutil
+import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -20,15 +19,31 @@ from sflow_convert.features import import_features
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
+from sflow_jax.errors import SettingError
 from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.features import Features, restore_features
+from sflow_jax.sampling.control import check_layers
 from sflow_jax.settings import EMBEDDED
-from sflow_jax.storage.checkpoint import FORMAT, INFO_FILE, CheckpointError, ModelInfo, load_info, published_info
+from sflow_jax.storage.checkpoint import (
+    FORMAT,
+    INFO_FILE,
+    CheckpointError,
+    ModelInfo,
+    load_info,
+    published_info,
+    save_info,
+)
+from sflow_jax.storage.checksums import verify
+from sflow_jax.storage.files import read_json, to_json, write_whole
+from sflow_jax.storage.folders import Busy
 from sflow_jax.storage.paths import cache_folder
 from sflow_jax.storage.tokenizers import text_tokens
+from sflow_jax.typed import Count, Name
 
 ASSETS = Path(__file__).parent / "toyworld" / "assets"
 VITAL_LAYERS_FILE = "vital_layers.json"
+# Seconds to wait for another process that converts the embedded model.
+PATIENCE, POLL = 120.0, 0.3
 EMBEDDED_TITLE = "the embedded FLUX of the toy world"
 # Names that stand for the feature networks that ship with the package → their published folders.
 EMBEDDED_FEATURES = {"toyworld": ASSETS / "dinov2", "toyworld-clip": ASSETS / "clip"}
@@ -39,20 +54,72 @@ def find_checkpoint(name: epath.PathLike) -> epath.Path:
     return _embedded_checkpoint() if str(name) == EMBEDDED else epath.Path(name)
 
 
+def find_model(name: epath.PathLike) -> tuple[epath.Path, ModelInfo]:
+    """A converted checkpoint's folder and what it is, with the vital layers that were saved for the embedded model.
+
+    Raises CheckpointError.
+    """
+    folder = find_checkpoint(name)
+    info = load_info(folder)
+    saved = saved_vital_layers() if str(name) == EMBEDDED else None
+    if saved is not None:
+        layers = check_layers(saved.layers, info.layers)
+        info = dataclasses.replace(info, vital_layers=layers, vital_layers_origin=saved.origin)
+    return folder, info
+
+
 def find_info(name: str) -> tuple[ModelInfo, int]:
     """What a checkpoint is, and its number of text tokens: a converted folder's, or a published model's by name.
 
     Raises CheckpointError for anything else.
     """
-    folder, published = find_checkpoint(name), published_info(name)
-    if published is not None and not folder.exists():
+    published = published_info(name)
+    if published is not None and not find_checkpoint(name).exists():
         return published
-    info = load_info(folder)
+    folder, info = find_model(name)
     try:
         lengths = {key: text_tokens(folder / place) for key, place in info.family.tokenizers.items()}
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return info, info.family.words(lengths)
+
+
+def save_vital_layers(name: str, layers: tuple[int, ...], origin: str) -> epath.Path:
+    """Record layers as a checkpoint's vital ones; the file that holds them.
+
+    The embedded model is shared by all that use it, so its set goes into a file of the user's own.
+    """
+    if name == EMBEDDED:
+        file = _saved_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return write_whole(file, to_json({"layers": layers, "origin": origin}))
+    folder, info = find_model(name)
+    save_info(folder, dataclasses.replace(info, vital_layers=layers, vital_layers_origin=origin))
+    return folder / INFO_FILE
+
+
+def forget_vital_layers() -> bool:
+    """Take the embedded model's own vital layers again; whether others had been saved."""
+    saved = _saved_file().exists()
+    _saved_file().unlink(missing_ok=True)
+    return saved
+
+
+class SavedLayers(msgspec.Struct):
+    """A vital set in a file of its own."""
+
+    layers: tuple[Count, ...] | None
+    origin: Name
+
+
+def saved_vital_layers() -> SavedLayers | None:
+    """What the user saved for the embedded model, if anything; CheckpointError if it cannot be read."""
+    file = _saved_file()
+    return read_json(file, SavedLayers, CheckpointError, f"remove {file}") if file.exists() else None
+
+
+def _saved_file() -> epath.Path:
+    return epath.Path(cache_folder() / f"{EMBEDDED}-{_digest()}-{VITAL_LAYERS_FILE}")
 
 
 def load_features(name: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:
@@ -82,28 +149,47 @@ def _digest() -> str:
     return total.hexdigest()[:16]
 
 
-def _embedded_vital_layers() -> dict[str, Any]:
-    file = ASSETS / VITAL_LAYERS_FILE
-    return json.loads(file.read_text()) if file.exists() else {"layers": None, "origin": ""}
+def _embedded_vital_layers() -> SavedLayers:
+    return read_json(ASSETS / VITAL_LAYERS_FILE, SavedLayers, CheckpointError, "install the package again")
 
 
 def _embedded_checkpoint() -> epath.Path:
-    """The embedded model's converted folder in the cache, made at the first call."""
-    folder = cache_folder() / f"{EMBEDDED}-{_digest()}"
-    if not (folder / INFO_FILE).exists():
-        vital = _embedded_vital_layers()
-        # Of two processes that convert at once, the first to finish wins.
-        mine = folder.with_name(f"{folder.name}-{os.getpid()}")
-        convert(
-            open_source(ASSETS),
-            mine,
-            vital_layers=vital["layers"],
-            vital_origin=vital["origin"],
-            title=EMBEDDED_TITLE,
-            progress=False,
-        )
-        try:
-            mine.rename(folder)
-        except OSError:
-            shutil.rmtree(mine)
-    return epath.Path(folder)
+    """The embedded model's converted folder in the cache, made at the first call, and again where it is damaged."""
+    folder = epath.Path(cache_folder() / f"{EMBEDDED}-{_digest()}")
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not _is_good(folder):
+            try:
+                folder.rmtree(missing_ok=True)
+                _convert_embedded(folder)
+            except Busy:  # another process converts it just now
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL)
+    except OSError as error:
+        raise SettingError(
+            f"cannot keep the embedded model in {folder.parent} ({error.strerror or error}); set XDG_CACHE_HOME "
+            "to a folder with room that you can write to"
+        ) from error
+    return folder
+
+
+def _convert_embedded(destination: epath.Path) -> None:
+    vital = _embedded_vital_layers()
+    convert(
+        open_source(ASSETS),
+        destination,
+        vital_layers=vital.layers,
+        vital_origin=vital.origin,
+        title=EMBEDDED_TITLE,
+        progress=False,
+    )
+
+
+def _is_good(folder: epath.Path) -> bool:
+    try:
+        load_info(folder)
+        verify(folder, CheckpointError, lambda _: None)
+    except (CheckpointError, OSError):
+        return False
+    return True

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.catalogue import find_checkpoint
+from sflow_jax.catalogue import find_model
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults, Family
 from sflow_jax.families.text import TextEncoder
@@ -31,7 +31,7 @@ from sflow_jax.sampling.solve import Solve
 from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Solver
 from sflow_jax.sampling.steps import denoising_steps, inversion_steps
 from sflow_jax.settings import Placement
-from sflow_jax.storage.checkpoint import ModelInfo, load_info, load_network
+from sflow_jax.storage.checkpoint import ModelInfo, check_networks, load_network, verify_small
 from sflow_jax.storage.placement import in_host_memory, on_device
 from sflow_jax.storage.tokenizers import load_tokenizer
 
@@ -79,15 +79,17 @@ class Painter:
     def load(cls, checkpoint: epath.PathLike, placement: Placement = Placement()) -> "Painter":
         """Restore a converted checkpoint by its folder or name. Raises CheckpointError."""
         placement = dataclasses.replace(placement, mesh=as_mesh(placement.mesh))
-        folder = find_checkpoint(checkpoint)
-        info = load_info(folder)
+        folder, info = find_model(checkpoint)
+        # What can be wrong is looked for before anything large is read.
+        check_networks(folder, info.configs)
+        tokenizers = {key: load_tokenizer(folder / place) for key, place in info.family.tokenizers.items()}
+        verify_small(folder)
         fetch = {}
         for name, spec in info.family.networks.items():
             restore = functools.partial(load_network, folder, info, name, placement)
             # What waits elsewhere comes first, since moving it off the device again needs room there.
             fetch[name] = _fetched(restore, placement.text_encoder) if spec.may_wait else restore
         transformer = fetch["transformer"]()
-        tokenizers = {key: load_tokenizer(folder / place) for key, place in info.family.tokenizers.items()}
         prompts = info.family.text_encoder(fetch, tokenizers)
         return cls(info, transformer, fetch["autoencoder"](), prompts, placement, str(checkpoint))
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
@@ -11,8 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from sflow_jax.settings import EditSettings, GenerationSettings
-from sflow_jax.storage.files import write_whole
+from sflow_jax.settings import MOST_STEPS, EditSettings, GenerationSettings
+from sflow_jax.storage.checksums import checksum
+from sflow_jax.storage.files import read_bytes, write_whole
+from sflow_jax.typed import Number, Positive, Side, parse_json, typed
 
 INVERSION_FILE = "inversion.safetensors"
 
@@ -80,6 +83,16 @@ class Inversion:
     stored_points: Float[np.ndarray, "t s c"] | None = None
     stored_evaluated: Float[np.ndarray, " t"] | None = None
 
+    def __post_init__(self) -> None:
+        steps = len(self.trajectory) - 1
+        tensors = (self.trajectory, self.sigmas, self.points, self.evaluated)
+        if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in tensors):
+            raise ValueError("an inversion has numbers that are not finite")
+        if steps < 1 or [len(x) - 1 for x in tensors[:2]] + [len(x) for x in tensors[2:]] != [steps] * 4:
+            raise ValueError("an inversion's states, sigmas and points are not of one number of steps")
+        if self.trajectory[0].shape != self.points[0].shape or np.any(np.diff(self.sigmas) <= 0):
+            raise ValueError("an inversion's sigmas must ascend, and its points be like its states")
+
     @property
     def points(self) -> Float[np.ndarray, "t s c"]:
         """Where the velocity was evaluated that led from each state to the next."""
@@ -98,25 +111,47 @@ class Inversion:
             "points": self.stored_points,
             "evaluated": self.stored_evaluated,
         }
-        stored = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        content = save_tensors(stored, metadata={"settings": json.dumps(self.settings)})
-        return write_whole(epath.Path(folder) / INVERSION_FILE, content)
+        stored = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
+        metadata = {"settings": json.dumps(self.settings), "checksum": _checksum(stored)}
+        return write_whole(epath.Path(folder) / INVERSION_FILE, save_tensors(stored, metadata=metadata))
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Inversion":
-        """Read the file, or the folder that holds it; ValueError if it is missing or broken."""
+        """Read the file, or the folder that holds it; ValueError if it is missing, broken or damaged."""
         path = epath.Path(path)
         path = path / INVERSION_FILE if path.is_dir() else path
         if not path.exists():
             raise ValueError(f"no inversion at {path}; make one with: sflow invert")
-        data = path.read_bytes()
         try:
+            data = read_bytes(path)
             tensors = load_tensors(data)
             # The format: 8 bytes of header length, then a JSON header with our metadata.
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            settings = json.loads(header["__metadata__"]["settings"])
+            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], _Header)
+            settings = parse_json(header.metadata["settings"], dict[str, Any])
+            typed(settings, InversionRecord)
+            if "checksum" in header.metadata and header.metadata["checksum"] != _checksum(tensors):
+                raise ValueError("its numbers are not what was written")
             return cls(
                 tensors["trajectory"], tensors["sigmas"], settings, tensors.get("points"), tensors.get("evaluated")
             )
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is not a readable inversion ({error}); invert the picture again") from error
+
+
+class _Header(msgspec.Struct):
+    metadata: dict[str, str] = msgspec.field(name="__metadata__")
+
+
+class InversionRecord(msgspec.Struct):
+    """What an inversion's settings must say."""
+
+    prompt: str
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
+    guidance: Number
+    nudge: Positive
+    height: Side
+    width: Side
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    return checksum(b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))

@@ -5,7 +5,7 @@ Imports nothing that takes time, so that `--help` and completion are quick.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sflow_jax.errors import SettingError
@@ -21,6 +21,7 @@ KEPT_PICTURES = ("thumbnails", "all", "none")
 NUDGE = 1.15
 # Bounds of what a machine can compute with, far beyond what is sensible.
 MOST_STEPS, MOST_GUIDANCE, MOST_NUDGE, SEEDS = 10_000, 1_000.0, 100.0, 2**64
+MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 EMBEDDED = "toyworld"
 
 
@@ -60,6 +61,19 @@ def _finite(name: str, value: Any, most: float) -> None:
     for number in numbers:
         if not abs(float(number)) <= most:
             raise SettingError(f"`{name}` must be between {-most:g} and {most:g}, found {number}")
+
+
+def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
+    """The prompts themselves; SettingError unless they are a list of at least one text."""
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise SettingError(f"`prompts` must be a list of at least one text, found {str(prompts)[:80]!r}")
+    for prompt in prompts:
+        # A command line in another encoding arrives with lone surrogates.
+        if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise SettingError(f"a prompt is not text in UTF-8: {prompt[:60]!a}")
+        if len(prompt) > LONGEST_PROMPT:
+            raise SettingError(f"a prompt has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} make sense")
+    return prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +166,7 @@ class EditSettings(PaintingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("edits_at_once", self.edits_at_once, 1)
+        _at_least("edits_at_once", self.edits_at_once, 1, MOST_PICTURES)
         _one_of("replay", self.replay, REPLAYS)
 
 
@@ -186,7 +200,7 @@ class SweepSettings(PaintingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("seeds", "batch", "windows", "limit", "top"):
-            _at_least(name, getattr(self, name), 1)
+            _at_least(name, getattr(self, name), 1, MOST_PICTURES)
         _one_of("keep_images", self.keep_images, KEPT_PICTURES)
         if self.top is not None and self.threshold is not None:
             raise SettingError("give `top` or `threshold`, not both")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sflow_jax.commands import convert, main
+from sflow_jax.commands import console, convert, main
 
 
 def run(*arguments) -> int:
@@ -19,7 +19,9 @@ def _run(entry, arguments) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["command", *map(str, arguments)])
         # Tests keep their own compilation cache.
-        patch.setattr(main, "use_compilation_cache", lambda: None)
+        patch.setattr(console, "use_compilation_cache", lambda: None)
+        # An interruption is pytest's.
+        patch.setattr(console, "stop_on_signals", lambda: None)
         try:
             entry()
         except SystemExit as stop:

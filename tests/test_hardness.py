@@ -107,11 +107,11 @@ def test_a_replaced_folder_is_never_lost(tmp_path):
     """Killed between moving the old one aside and the new one in: the next call finds it."""
     (tmp_path / ".made.replaced").mkdir()
     (tmp_path / ".made.replaced" / "weights").write_text("old")
-    with pytest.raises(OSError), new_folder(tmp_path / "made"):
+    with pytest.raises(OSError), new_folder(tmp_path / "made", replace=True):
         assert (tmp_path / "made" / "weights").read_text() == "old"
         raise OSError("disk full")
     assert (tmp_path / "made" / "weights").read_text() == "old"
-    with new_folder(tmp_path / "made") as folder:
+    with new_folder(tmp_path / "made", replace=True) as folder:
         (folder / "weights").write_text("new")
     assert (tmp_path / "made" / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -12,7 +12,7 @@ import sflow_jax
 ROOT = Path(__file__).parent.parent
 # From the ground up: every file imports from rooms below its own, and within its room without a loop.
 FLOORS = (
-    "arrays", "errors", "settings", "progress", "machine", "pictures", "models", "sampling", "families", "storage",
+    "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families", "storage",
     "measures", "results", "convert", "catalogue", "painter", "planning", "runs", "reports", "toyworld", "vitality",
     "pipeline", "commands",
 )  # fmt: skip

@@ -5,15 +5,19 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import click
 
+from sflow_jax.commands.interrupts import Interrupted, stop_on_signals
 from sflow_jax.errors import SettingError
 from sflow_jax.settings import Placement, SweepSettings
 from sflow_jax.storage.paths import cache_folder
 
 HELP_WIDTH = 116
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# Characters of an error.
+LONGEST = 600
 
 
 class Command(click.Command):
@@ -46,11 +50,37 @@ def one_line_errors() -> Iterator[None]:
         raise click.exceptions.UsageError(message) from error
     except (ValueError, OSError) as error:
         raise click.exceptions.UsageError(str(error)) from error
+    except MemoryError as error:
+        raise click.exceptions.UsageError("out of memory: choose smaller settings, or a larger machine") from error
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        raise click.exceptions.UsageError(
+            'gs:// needs gcsfs; install it with: pip install "sflow_jax[gcs]"'
+        ) from error
     except RuntimeError as error:
         message = _runtime_message(error)
         if message is None:
             raise
         raise click.exceptions.UsageError(message) from error
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal: one line of bounded length, with control characters shown instead of obeyed."""
+    joined = " ".join(text.split("\n")) if len(text) <= LONGEST else f"{text[:LONGEST]} …".replace("\n", " ")
+    return printable(joined)
+
+
+def printable(text: str) -> str:
+    """Text with control characters (but for the ends of lines) and undecodable bytes as escapes."""
+    return "".join(
+        c if c == "\n" or c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
+    )
+
+
+def say(text: str) -> None:
+    """Print what a command has to say."""
+    click.echo(printable(text))
 
 
 def _runtime_message(error: RuntimeError) -> str | None:
@@ -69,10 +99,15 @@ def _runtime_message(error: RuntimeError) -> str | None:
     return None
 
 
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
 def quiet_logs() -> None:
     """Our warnings in one plain line each; libraries keep to errors."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("sflow_jax")
     logger.handlers[:] = [handler]
     logger.propagate = False
@@ -95,20 +130,31 @@ def use_compilation_cache() -> None:
 def run_command(command: click.Command) -> None:
     """Run a command line: a usage error is one line, without the usage text that click puts before it."""
     quiet_logs()
+    stop_on_signals()
     try:
-        command(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        raise SystemExit(stop.exit_code) from stop
-    except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
+        with one_line_errors():
+            use_compilation_cache()
+            command(standalone_mode=False)
+    except BaseException as error:
+        # Libraries turn an interruption into errors of their own.
+        if Interrupted.code is not None or isinstance(error, KeyboardInterrupt | click.Abort):
+            click.echo("Stopped.", err=True)
+            _leave(Interrupted.code or 130)
+        if isinstance(error, click.exceptions.Exit):
+            raise SystemExit(error.exit_code) from error
+        if not isinstance(error, click.ClickException):
+            raise
+        click.echo(one_line(f"Error: {error.format_message()}"), err=True)
         if _joined():
             # Leaving in order would wait for the other processes, which wait for this one.
-            sys.stdout.flush()
-            os._exit(2)
+            _leave(2)
         raise SystemExit(2) from error
-    except click.Abort as stop:
-        click.echo("Stopped.", err=True)
-        raise SystemExit(130) from stop
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now, whatever its threads do."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _joined() -> bool:

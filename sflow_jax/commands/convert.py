@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from sflow_jax.commands.console import Command, run_command
+from sflow_jax.commands.console import Command, run_command, say
+from sflow_jax.commands.options import refuse_unused
 from sflow_jax.errors import SettingError
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -31,6 +32,12 @@ DTYPES = ("float32", "float16", "bfloat16")
     type=click.Path(path_type=Path),
     help="Folder of text_encoder, text_encoder_2, tokenizer and tokenizer_2, if not in SOURCE.",
 )
+@click.option(
+    "--autoencoder",
+    type=click.Path(path_type=Path),
+    help="A VAE's folder or file such as ae.safetensors, if not in SOURCE.",
+)
+@click.option("--family", help="flux-dev or flux-schnell, for files that do not say which they are.")
 @click.option("--vital-layers", help="Record these layers as vital, such as 0,1,17-18.")
 def command(
     source: Path,
@@ -38,33 +45,42 @@ def command(
     dtype: str | None,
     overwrite: bool,
     text_encoders: Path | None,
+    autoencoder: Path | None,
+    family: str | None,
     vital_layers: str | None,
 ) -> None:
     """Convert a FLUX.1 checkpoint (dev, schnell, Krea) from SOURCE to DESTINATION.
 
-    SOURCE is a diffusers folder, or Black Forest Labs' flux1-*.safetensors (or its folder) with
-    ae.safetensors beside it. Or it is a Hugging Face folder of DINOv2 or CLIP, with which pictures are compared.
-    Only safetensors are read. DESTINATION is a new folder, local or gs://.
+    SOURCE is a diffusers folder (also one of the hub's cache), or Black Forest Labs' flux1-*.safetensors
+    (or its folder) with ae.safetensors beside it, or one file with all networks. Or it is a Hugging Face folder of
+    DINOv2 or CLIP, with which pictures are compared. Only safetensors are read. DESTINATION is a new folder,
+    local or gs://.
     """
     from sflow_convert.features import convert_features, is_feature_folder, open_features
     from sflow_convert.job import convert
-    from sflow_convert.layouts import open_source
+    from sflow_convert.layouts import Places, open_source
 
     from sflow_jax.sampling.control import parse_layers
 
     if is_feature_folder(source):
-        if text_encoders or vital_layers:
-            raise SettingError(f"`text_encoders` and `vital_layers` are for FLUX checkpoints, and {source} is none")
+        refuse_unused(
+            ["text_encoders", "autoencoder", "family", "vital_layers"],
+            "on a folder of DINOv2 or CLIP, which this is",
+        )
         features = convert_features(open_features(source), destination, dtype=dtype, overwrite=overwrite)
-        click.echo(f"{destination}: features of {features.name}, {features.dtype}.")
+        say(f"{destination}: features of {features.name}, {features.dtype}.")
         return
     layers = None if vital_layers is None else parse_layers(vital_layers)
     if isinstance(layers, str):
         raise SettingError(f"`vital_layers` takes numbers, not {layers!r}")
     info = convert(
-        open_source(source, text_encoders), destination, dtype=dtype, overwrite=overwrite, vital_layers=layers
+        open_source(source, Places(text_encoders, autoencoder, family)),
+        destination,
+        dtype=dtype,
+        overwrite=overwrite,
+        vital_layers=layers,
     )
-    click.echo(f"{destination}: {info.title}, {info.dtype}. Look at it with: sflow info {destination}")
+    say(f"{destination}: {info.title}, {info.dtype}. Look at it with: sflow info {destination}")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import click
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sflow_jax.commands.console import Command
+from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import record
 from sflow_jax.pictures.files import to_unit
 from sflow_jax.pictures.grids import captioned_grid
@@ -35,11 +35,11 @@ VISIBLE = 6
 @click.option("--out", "-o", default="sflow-demo", show_default=True, help="Folder for the results.")
 def demo(out: str) -> None:
     """See the method at work on the embedded model, in under a minute: grid.png, demo.json."""
-    with output_folder(out) as folder:
+    with output_folder(out, "demo.json") as folder:
         shown = run_demo()
         folder.image("grid.png", captioned_grid(shown.images, shown.captions, columns=1 + len(CHANGES)))
         folder.json("demo.json", record(EMBEDDED, shown.figures, shown.seconds))
-    click.echo(summary(shown, out))
+    say(summary(shown, out))
 
 
 @dataclasses.dataclass(frozen=True)

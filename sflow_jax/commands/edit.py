@@ -4,16 +4,25 @@ import time
 
 import click
 
-from sflow_jax.commands.console import Command
-from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
+from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.options import (
+    Chosen,
+    model_options,
+    out_option,
+    placement_record,
+    record,
+    refuse_unused,
+    settings_options,
+)
+from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import open_picture
 from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.results import Inversion
-from sflow_jax.settings import EditSettings, as_record
+from sflow_jax.settings import EditSettings, as_record, check_prompts
 from sflow_jax.storage.folders import output_folder
 
 # Settings that only one kind of source has.
-OF_PHOTOS, OF_GENERATED = ("nudge", "unnudge", "replay"), ("seed",)
+OF_PHOTOS, OF_GENERATED, OF_INVERTING = ("nudge", "unnudge", "replay"), ("seed",), ("nudge",)
 
 
 @click.command(
@@ -43,11 +52,21 @@ def edit(
     out: str,
 ) -> None:
     """Edit a generated picture or a photo: source.png, edit-1.png …, grid.png, edit.json."""
+    if image and inversion:
+        raise SettingError("give `image` or `inversion`, not both")
+    if image or inversion:
+        refuse_unused(OF_GENERATED, "on a photo")
+    else:
+        refuse_unused(OF_PHOTOS, "without a photo (--image or --inversion)")
+    if inversion:
+        refuse_unused(OF_INVERTING, "with an inversion, which has its own")
     stored = None if inversion is None else Inversion.load(inversion)
     # A bad file should not cost a model's loading.
     photo = None if image is None else open_picture(image)
+    check_prompts([prompt, *edits])
     reports = chosen.join()
-    with output_folder(out if reports else None) as folder:
+    chosen.check(settings)
+    with output_folder(out if reports else None, "edit.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
         result = flow.edit(
@@ -65,4 +84,4 @@ def edit(
             "edit.json", record(chosen.model, settings_record | placement_record(flow.painter.placement), seconds)
         )
     if reports:
-        click.echo(f"source and {len(edits)} edits in {out}")
+        say(f"source and {len(edits)} edits in {out}")

@@ -4,10 +4,10 @@ import time
 
 import click
 
-from sflow_jax.commands.console import Command
+from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
 from sflow_jax.pictures.grids import captioned_grid
-from sflow_jax.settings import GenerationSettings, as_record
+from sflow_jax.settings import GenerationSettings, as_record, check_prompts
 from sflow_jax.storage.folders import output_folder
 
 
@@ -27,8 +27,10 @@ from sflow_jax.storage.folders import output_folder
 @out_option
 def generate(chosen: Chosen, prompts: tuple[str, ...], settings: GenerationSettings, out: str) -> None:
     """Generate one picture a prompt: picture-1.png …, grid.png, generate.json."""
+    check_prompts(list(prompts))
     reports = chosen.join()
-    with output_folder(out if reports else None) as folder:
+    chosen.check(settings)
+    with output_folder(out if reports else None, "generate.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
         result = flow.generate(list(prompts), **as_record(settings), progress=reports)
@@ -43,4 +45,4 @@ def generate(chosen: Chosen, prompts: tuple[str, ...], settings: GenerationSetti
         }
         folder.json("generate.json", record(chosen.model, settings_record, seconds))
     if reports:
-        click.echo(f"{len(prompts)} pictures in {out}")
+        say(f"{len(prompts)} pictures in {out}")

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command
+from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.options import refuse_unused
 from sflow_jax.settings import QUANTISATIONS, Placement
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ GIB = 2**30
 
     sflow info checkpoints/dinov2-giant
 
+    sflow info checkpoints/flux-dev --verify
+
     sflow info flux-schnell
 
     sflow info flux-dev --plan v6e-8
@@ -31,12 +34,17 @@ GIB = 2**30
 @click.option("--plan", help="A machine, such as v6e-8 or h100x1: what the model takes there.")
 @click.option("--quantize", type=click.Choice(list(QUANTISATIONS)), help="Of --plan: blocks in 8 bits.")
 @click.option("--offload", is_flag=True, help="Of --plan: blocks wait in host memory.")
-def info(model: str, plan: str | None, quantize: str | None, offload: bool) -> None:
+@click.option("--verify", is_flag=True, help="Read all of it, and compare it with what conversion wrote.")
+def info(model: str, plan: str | None, quantize: str | None, offload: bool, verify: bool) -> None:
     """What a checkpoint is: family, sizes, vital layers, memory. Published models are known without files.
 
     Also tells what a converted features folder (DINOv2, CLIP) is; with --plan, mesh, memory and time on a machine.
     """
-    click.echo("\n".join(_lines(model, plan, Placement(quantisation=quantize, offload=offload))))
+    if plan is None:
+        refuse_unused(["quantize", "offload"], "without --plan")
+    if verify:
+        say(describe_files(model))
+    say("\n".join(_lines(model, plan, Placement(quantisation=quantize, offload=offload))))
 
 
 def _lines(model: str, machine: str | None, placement: Placement) -> list[str]:
@@ -50,6 +58,27 @@ def _lines(model: str, machine: str | None, placement: Placement) -> list[str]:
         described, words = find_info(model)
         return describe_plan(described, words, machine, chip, count, placement)
     return describe_features(model) if is_features_folder(model) else describe_model(find_info(model)[0])
+
+
+def describe_files(model: str) -> str:
+    """Compare a converted folder with what was written; a line about it. CheckpointError if it is damaged."""
+    from sflow_jax.catalogue import find_checkpoint
+    from sflow_jax.measures import features
+    from sflow_jax.storage.checkpoint import INFO_FILE, CheckpointError, verify_signature
+    from sflow_jax.storage.checksums import verify
+
+    folder = find_checkpoint(model)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no converted folder at {folder}; `sflow info` without --verify knows published models"
+        )
+    for name in (INFO_FILE, features.INFO_FILE):
+        if (folder / name).exists():
+            verify_signature(folder / name)
+    count = verify(folder, CheckpointError, lambda _: None)
+    if count is None:
+        return f"{folder} has no checksums (an older version converted it); convert the source again to have them"
+    return f"{count} files are as they were written"
 
 
 def describe_features(folder: str) -> list[str]:

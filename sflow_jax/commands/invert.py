@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command
+from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
 from sflow_jax.pictures.files import fit_picture, open_picture, to_unit
-from sflow_jax.settings import InversionSettings, as_record
+from sflow_jax.settings import InversionSettings, as_record, check_prompts
 from sflow_jax.storage.folders import output_folder
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings, out: str) -> None:
     """Invert a photo: its path to noise for later edits, reconstruction.png, inversion.json."""
     photo = open_picture(image)
+    check_prompts([prompt])
     reports = chosen.join()
-    with output_folder(out if reports else None) as folder:
+    chosen.check(settings)
+    with output_folder(out if reports else None, "inversion.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
         inversion = flow.invert(photo, prompt, **as_record(settings), progress=reports)
@@ -47,7 +49,7 @@ def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings,
         settings_record["psnr_db"] = {name: round(value, 2) for name, value in figures.items()}
         folder.json("inversion.json", record(chosen.model, settings_record, seconds))
     if reports:
-        click.echo(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
+        say(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 
 
 def reconstruct(

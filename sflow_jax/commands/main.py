@@ -5,7 +5,7 @@ import importlib
 import click
 from click.shell_completion import CompletionItem
 
-from sflow_jax.commands.console import HELP_WIDTH, run_command, use_compilation_cache
+from sflow_jax.commands.console import HELP_WIDTH, run_command
 
 # Command → what it does in a line. Its module is imported only when the command is used.
 COMMANDS = {
@@ -55,5 +55,4 @@ def group() -> None:
 
 def main() -> None:
     """Entry point."""
-    use_compilation_cache()
     run_command(group)

@@ -6,19 +6,20 @@ Nothing here imports what takes time: `--help` and completion must be quick.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import parse_place
-from sflow_jax.settings import AUTOMATIC, Placement, as_record
+from sflow_jax.settings import AUTOMATIC, PaintingSettings, Placement, as_record
 
 if TYPE_CHECKING:
     import jax
 
     from sflow_jax.pipeline import StableFlow
+    from sflow_jax.storage.checkpoint import ModelInfo
 
 
 def options(*decorators: Callable) -> Callable:
@@ -101,6 +102,14 @@ class Chosen:
         join(self.coordinator, place)
         return jax.process_index() == 0
 
+    def check(self, settings: PaintingSettings) -> "ModelInfo":
+        """What the checkpoint is, before any of its weights is read; SettingError where settings do not fit it."""
+        from sflow_jax.catalogue import find_model
+
+        _, info = find_model(self.model)
+        info.check(settings)
+        return info
+
     def load(self, *, alone: bool = False) -> "tuple[StableFlow, float]":
         """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""
         from sflow_jax.painter import Painter
@@ -137,6 +146,15 @@ class Chosen:
         sizes, why = propose_mesh(find_info(self.model)[0], chip, len(devices), work, self.placement)
         click.echo(f"mesh {why}", err=True)
         return sizes
+
+
+def refuse_unused(names: Iterable[str], why: str) -> None:
+    """SettingError if one of these options was given: it would change nothing."""
+    context = click.get_current_context()
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source in (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT):
+            raise SettingError(f"`{name}` has no effect {why}; leave it out")
 
 
 def model_options(*, required: bool = True) -> Callable:

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command
-from sflow_jax.commands.options import Chosen, model_options, settings_options
+from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import AUTOMATIC, Placement, SweepSettings
+from sflow_jax.settings import AUTOMATIC, EMBEDDED, Placement, SweepSettings
 
 if TYPE_CHECKING:
     from sflow_jax.vitality.summary import Summary
+
+# What --save says of the model that all share.
+WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m toyworld --unsave"}
 
 
 @click.command(
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 )
 @click.option("--step-seconds", type=float, help="Of --dry-run: seconds of one step of one batch.")
 @click.option("--save", is_flag=True, help="Record the vital set in the checkpoint: --layers vital then uses it.")
+@click.option("--force", is_flag=True, help="Of --save: also a set that less than 90 % of resamples agree on.")
+@click.option("--unsave", is_flag=True, help="Forget what --save recorded for toyworld: its own set again.")
 @click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
 @click.option("--out", "-o", help="Folder of the run, local or gs://.")
 def vital(
@@ -47,6 +52,8 @@ def vital(
     dry_run: bool,
     step_seconds: float | None,
     save: bool,
+    force: bool,
+    unsave: bool,
     compared: tuple[str, str] | None,
     out: str | None,
 ) -> None:
@@ -54,30 +61,56 @@ def vital(
 
     Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
     """
-    if compared:
+    check_options(settings, dry_run, save, force)
+    if unsave:
+        say(forget(chosen))
+    elif compared:
         compare_runs(compared, out)
     elif chosen.model is None or (out is None and not dry_run):
         raise SettingError("`model` and `out` are needed; or `compare` two finished sweeps")
     elif dry_run:
-        click.echo("\n".join(describe(chosen, settings, worker, step_seconds, out)))
+        say("\n".join(describe(chosen, settings, worker, step_seconds, out)))
     else:
-        find(chosen, settings, worker, save, out)
+        find(chosen, settings, worker, save, force, out)
 
 
-def find(chosen: Chosen, settings: SweepSettings, worker: str, save: bool, out: str) -> None:
+def check_options(settings: SweepSettings, dry_run: bool, save: bool, force: bool) -> None:
+    """SettingError for options that would change nothing."""
+    if not settings.adaptive:
+        refuse_unused(["error"], "without --adaptive")
+    if not dry_run:
+        refuse_unused(["step_seconds"], "without --dry-run")
+    if dry_run and save:
+        refuse_unused(["save"], "with --dry-run")
+    if not save and force:
+        refuse_unused(["force"], "without --save")
+
+
+def forget(chosen: Chosen) -> str:
+    """Undo `--save` on the embedded model; a line about it."""
+    from sflow_jax.catalogue import forget_vital_layers
+
+    if chosen.model != EMBEDDED:
+        raise SettingError(f"`unsave` is for `model` {EMBEDDED}; convert others again, or save another set")
+    return "toyworld has its own vital layers again" if forget_vital_layers() else "nothing was saved for toyworld"
+
+
+def find(chosen: Chosen, settings: SweepSettings, worker: str, save: bool, force: bool, out: str) -> None:
     """Sweep, or go on with a sweep, and say what was found."""
-    from sflow_jax.vitality.find import save_vital_layers
+    from sflow_jax.vitality.find import check_sweep, record_vital_layers
 
     mine, together = worker_of(worker, chosen), chosen.coordinator is not None
+    check_sweep(settings, chosen.check(settings), chosen.model)
     flow, _ = chosen.load(alone=True)
     reports = mine.index == 0 or not together
     summary = flow.find_vital_layers(out, settings, worker=mine, wait=together, progress=reports)
     if summary is None:
-        click.echo(f"this worker's share is done; the last of {mine.count} workers to finish writes the report")
+        say(f"this worker's share is done; the last of {mine.count} workers to finish writes the report")
     elif reports:
+        say(f"vital layers: {described_choice(summary)}; {out}/report.html")
         if save:
-            save_vital_layers(chosen.model, summary)
-        click.echo(f"vital layers: {described_choice(summary)}; {out}/report.html")
+            file = record_vital_layers(chosen.model, summary, force=force)
+            say(f"saved in {file}{WAY_BACK.get(chosen.model, '')}")
 
 
 def described_choice(summary: "Summary") -> str:
@@ -95,7 +128,7 @@ def compare_runs(runs: tuple[str, str], out: str | None) -> None:
     comparison = compare(*(read_summary(run) for run in runs), names=runs)
     if out is not None:
         write_comparison(out, comparison)
-    click.echo(str(comparison))
+    say(str(comparison))
 
 
 def describe(

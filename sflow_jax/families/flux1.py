@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.families.family import Configs, Defaults, Family, NetworkSpec, Published, VitalLayers
-from sflow_jax.families.text import check_prompts, tokenize
+from sflow_jax.families.text import tokenize
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip import ClipText, ClipTextConfig
 from sflow_jax.models.flux1 import Flux, FluxConditioning, FluxConfig
@@ -18,6 +18,7 @@ from sflow_jax.models.t5 import T5Config, T5Encoder
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.latents import pack, unpack
 from sflow_jax.sampling.schedule import Schedule
+from sflow_jax.settings import check_prompts
 
 # FLUX.1-dev: the paper's vital layers (figure 4), and the set that the authors' code injects in.
 FLUX_DEV_PAPER = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
@@ -33,8 +34,6 @@ DEV_SCHEDULER = {
     "max_image_seq_len": 4096,
 }
 SCHNELL_SCHEDULER = {**DEV_SCHEDULER, "use_dynamic_shifting": False, "shift": 1.0}
-# A tokenizer without a stated limit reports a huge one.
-LONGEST_TEXT = 100_000
 
 
 def published_configs(transformer: FluxConfig) -> dict[str, Any]:
@@ -153,8 +152,6 @@ class FluxText:
         self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer, t5_tokenizer
         self.clip_length = min(clip_tokenizer.model_max_length, clip.config.positions)
         self.t5_length = self.words = t5_tokenizer.model_max_length
-        if self.t5_length > LONGEST_TEXT:
-            raise ValueError("the second tokenizer states no model_max_length; FLUX needs one (512 for dev)")
 
     def encode(self, prompts: Sequence[str]) -> FluxConditioning:
         """Conditioning with one row a prompt, padded to the tokenizers' lengths.

@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from sflow_jax.errors import SettingError
 from sflow_jax.models.conditioning import Conditioning
 
 # Warnings are the package's, whatever the file.
@@ -22,13 +21,6 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning with one row a prompt; SettingError unless it is a list of at least one text."""
-
-
-def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
-    """The prompts themselves; SettingError unless they are a list of at least one text."""
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise SettingError(f"`prompts` must be a list of at least one text, found {prompts!r}")
-    return prompts
 
 
 def tokenize(tokenizer: Any, prompt: str, length: int, reader: str) -> Int[np.ndarray, "1 length"]:

@@ -10,10 +10,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -23,11 +24,19 @@ from jaxtyping import Array, Float, Real
 from sflow_jax.arrays import AnyArray
 from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.preprocessing import Preprocessing
-from sflow_jax.models.clip import ClipTextConfig
-from sflow_jax.models.clip_vision import Clip, ClipConfig, ClipVisionConfig
+from sflow_jax.models.clip_vision import Clip, ClipConfig
 from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
 from sflow_jax.models.layers import parameter_dtype, parameters
-from sflow_jax.storage.checkpoint import CheckpointError, abstract, restore_network
+from sflow_jax.storage.checkpoint import (
+    CheckpointError,
+    abstract,
+    check_format,
+    restore_network,
+    signed,
+    verify_small,
+)
+from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
+from sflow_jax.typed import Name, parse_json, typed
 
 FORMAT = 1
 INFO_FILE = "features.json"
@@ -35,17 +44,18 @@ ITEM = "network"
 NETWORKS: dict[str, type] = {"dinov2": Dinov2, "clip": Clip}
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples again."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+CONFIGS: dict[str, type] = {"dinov2": Dinov2Config, "clip": ClipConfig}
 
 
-def _config(kind: str, fields: dict[str, Any]) -> Dinov2Config | ClipConfig:
-    """The inverse of `dataclasses.asdict`."""
-    if kind == "dinov2":
-        return Dinov2Config(**fields)
-    halves = {"text": ClipTextConfig(**fields["text"]), "vision": ClipVisionConfig(**fields["vision"])}
-    return ClipConfig(**fields | halves)
+class StoredFeatures(msgspec.Struct):
+    """What `features.json` must say."""
+
+    format: int
+    kind: Literal["dinov2", "clip"]
+    config: dict[str, Any]
+    preprocessing: Preprocessing
+    dtype: Literal["float32", "float16", "bfloat16"]
+    source_digests: dict[Name, Name] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +98,22 @@ class FeaturesInfo:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """The text of `features.json`."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+        """The text of `features.json`, with a checksum of itself."""
+        return signed({"format": FORMAT, **dataclasses.asdict(self)})
 
     @classmethod
-    def from_json(cls, text: str) -> "FeaturesInfo":
+    def from_json(cls, text: str | bytes) -> "FeaturesInfo":
         """Inverse of `to_json`; CheckpointError for another format version, or fields that do not fit."""
         try:
-            fields = json.loads(text)
-            version = fields.pop("format")
-            if version != FORMAT:
-                raise CheckpointError(f"features format {version} is not {FORMAT}; convert the source again")
-            fields["config"] = _config(fields["kind"], fields["config"])
-            fields["preprocessing"] = Preprocessing(**_plain(fields["preprocessing"]))
-            return cls(**fields)
+            content = parse_json(text, dict[str, Any])
+            check_format(content, (FORMAT,))
+            stored = typed(content, StoredFeatures)
+            config = typed(stored.config, CONFIGS[stored.kind])
+            return cls(stored.kind, config, stored.preprocessing, stored.dtype, stored.source_digests)
         except CheckpointError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot read {INFO_FILE} ({error!r}); convert the source again") from error
+        except ValueError as error:
+            raise CheckpointError(f"cannot read {INFO_FILE} ({error}); convert the source again") from error
 
 
 @functools.partial(
@@ -154,7 +162,10 @@ def load_info(folder: epath.PathLike) -> FeaturesInfo:
             f"{folder} is no converted features folder (no {INFO_FILE}); convert a published DINOv2 or CLIP folder "
             "with: sflow-convert SOURCE DEST"
         )
-    return FeaturesInfo.from_json((folder / INFO_FILE).read_text())
+    try:
+        return FeaturesInfo.from_json(read_bytes(folder / INFO_FILE, LONGEST_TEXT))
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def is_features_folder(folder: epath.PathLike) -> bool:
@@ -175,6 +186,7 @@ def restore_features(
     Raises CheckpointError for folders that are not features, or are damaged.
     """
     info = load_info(folder)
+    verify_small(folder)
     module = abstract_features(info)
     places = dict.fromkeys(parameters(module), copied(mesh))
     return Features.of(info, restore_network(folder, ITEM, module, info.dtype if dtype is None else dtype, places))

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.typed import Number, Positive, Side, typed
 
 PROCESSORS = ("BitImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor")
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
@@ -122,18 +123,18 @@ class Preprocessing:
     scale: levels are multiplied by it. mean, std: per channel, after scaling.
     """
 
-    shortest_edge: int | None = None
-    size: tuple[int, int] | None = None
+    shortest_edge: Side | None = None
+    size: tuple[Side, Side] | None = None
     resample: int = BICUBIC
-    crop: tuple[int, int] | None = None
-    scale: float = 1 / LEVELS
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    crop: tuple[Side, Side] | None = None
+    scale: Positive = 1 / LEVELS
+    mean: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "Preprocessing":
         """From a transformers `preprocessor_config.json`; ValueError for what is not supported or left out."""
-        kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "none"
+        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "none")
         if kind.removesuffix("Fast").removesuffix("Pil") not in PROCESSORS:
             raise ValueError(f"image processor {kind} is not supported; known: {', '.join(PROCESSORS)}")
         resize, crop, rescale, normalize = (config.get(step, True) for step in STEPS)
@@ -144,17 +145,17 @@ class Preprocessing:
         missing = [key for key, needed in wanted.items() if needed and not config.get(key)]
         if missing:
             raise ValueError(f"the preprocessing config does not say {', '.join(missing)}")
-        fields = {"scale": float(config.get("rescale_factor", 1 / LEVELS)) if rescale else 1.0}
+        fields = {"scale": config.get("rescale_factor", 1 / LEVELS) if rescale else 1.0}
         if resize:
             fields |= {"resample": config.get("resample", BICUBIC), **_resize_target(config["size"])}
         if crop:
             fields["crop"] = _crop(config["crop_size"])
         if normalize:
             fields |= {name: _channels(config[f"image_{name}"], f"image_{name}") for name in ("mean", "std")}
-        return cls(**fields)
+        return typed(fields, cls)
 
     def __post_init__(self):
-        if self.resample not in RESAMPLERS:
+        if not isinstance(self.resample, int) or self.resample not in RESAMPLERS:
             raise ValueError(f"resample {self.resample} is not supported; known: 2 (bilinear), 3 (bicubic)")
 
     def resized(self, height: int, width: int) -> tuple[int, int]:

@@ -4,29 +4,61 @@ Axes: b batch, y rows, x columns, c channels. Pictures are NHWC in −1..1.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from flax import nnx
 from jaxtyping import Array, Float
 
 from sflow_jax.models.layers import parameter_dtype
+from sflow_jax.typed import Layers, Number, Positive, Side, Size, typed
 
 GROUP_NORM_EPSILON = 1e-6
+
+
+# Of diffusers' config: what FLUX's autoencoder has and has not.
+FLUX_LAYERS = {
+    "act_fn": "silu",
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "mid_block_add_attention": True,
+}
+
+
+class DiffusersConfig(msgspec.Struct, frozen=True):
+    """What the `config.json` of diffusers' AutoencoderKL must say, and its defaults for the rest."""
+
+    block_out_channels: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=8)]
+    scaling_factor: Positive
+    in_channels: Literal[3] = 3
+    latent_channels: Size = 16
+    layers_per_block: Layers = 2
+    norm_num_groups: Size = 32
+    shift_factor: Number | None = None
+    act_fn: str = "silu"
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    sample_size: Side = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
     """Sizes of an autoencoder; the defaults are FLUX.1's (83,819,683 parameters)."""
 
-    picture_channels: int = 3
-    latent_channels: int = 16
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    blocks_per_level: int = 2
-    norm_groups: int = 32
-    scaling_factor: float = 0.3611
-    shift_factor: float = 0.1159
+    picture_channels: Literal[3] = 3
+    latent_channels: Size = 16
+    widths: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=8)] = (128, 256, 512, 512)
+    blocks_per_level: Layers = 2
+    norm_groups: Size = 32
+    scaling_factor: Positive = 0.3611
+    shift_factor: Number = 0.1159
+
+    def __post_init__(self) -> None:
+        if any(width % self.norm_groups for width in self.widths):
+            raise ValueError(f"{self.norm_groups} norm groups do not split widths of {self.widths}")
 
     @property
     def downsampling(self) -> int:
@@ -41,27 +73,26 @@ class AutoencoderConfig:
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "AutoencoderConfig":
         """From the `config.json` of a diffusers VAE folder; ValueError for layers that FLUX's does not have."""
-        expected = {
-            "act_fn": "silu",
-            "use_quant_conv": False,
-            "use_post_quant_conv": False,
-            "mid_block_add_attention": True,
-        }
-        # The two quantisation convolutions default to present in diffusers.
-        defaults = {"act_fn": "silu", "mid_block_add_attention": True}
-        for name, value in expected.items():
-            stated = config.get(name, defaults.get(name, True))
-            if stated != value:
-                raise ValueError(f"this autoencoder is not FLUX's: {name} is {stated!r}, expected {value!r}")
+        theirs = typed(config, DiffusersConfig)
+        for name, value in FLUX_LAYERS.items():
+            if getattr(theirs, name) != value:
+                raise ValueError(
+                    f"this autoencoder is not FLUX's: {name} is {getattr(theirs, name)!r}, expected {value!r}"
+                )
         return cls(
-            picture_channels=config.get("in_channels", 3),
-            latent_channels=config.get("latent_channels", 16),
-            widths=tuple(config["block_out_channels"]),
-            blocks_per_level=config.get("layers_per_block", 2),
-            norm_groups=config.get("norm_num_groups", 32),
-            scaling_factor=config["scaling_factor"],
-            shift_factor=config.get("shift_factor") or 0.0,
+            picture_channels=theirs.in_channels,
+            latent_channels=theirs.latent_channels,
+            widths=theirs.block_out_channels,
+            blocks_per_level=theirs.layers_per_block,
+            norm_groups=theirs.norm_num_groups,
+            scaling_factor=theirs.scaling_factor,
+            shift_factor=theirs.shift_factor or 0.0,
         )
+
+
+def picture_size(config: dict[str, Any]) -> int:
+    """Height and width that the `config.json` of a diffusers VAE folder names, in pixels."""
+    return typed(config, DiffusersConfig).sample_size
 
 
 def group_norm(config: AutoencoderConfig, width: int, rngs: nnx.Rngs) -> nnx.GroupNorm:

@@ -4,14 +4,16 @@ Axes: b batch, w tokens, d width, h heads, k head dimension.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sflow_jax.models.layers import LayerNorm, stacked
+from sflow_jax.models.layers import LayerNorm, check_heads, stacked
+from sflow_jax.typed import Count, Epsilon, Layers, Size, typed
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -21,19 +23,43 @@ ACTIVATIONS = {
 LEGACY_END_OF_TEXT = 2
 
 
+class TransformersConfig(msgspec.Struct, frozen=True):
+    """What the `config.json` of transformers' CLIPTextModel must say, and its defaults for the rest."""
+
+    vocab_size: Size
+    hidden_size: Size
+    num_attention_heads: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    max_position_embeddings: Size = 77
+    hidden_act: str = "quick_gelu"
+    eos_token_id: Count = 49_407
+    layer_norm_eps: Epsilon = 1e-5
+
+
+def check_activation(name: str) -> str:
+    """The name itself; ValueError unless it is known."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"CLIP activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+    return name
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig:
     """Sizes of a CLIP text encoder; the defaults are CLIP-L's (123,060,480 parameters)."""
 
-    vocabulary: int = 49_408
-    width: int = 768
-    heads: int = 12
-    mlp_width: int = 3072
-    layers: int = 12
-    positions: int = 77
-    activation: str = "quick_gelu"
-    end_of_text: int = LEGACY_END_OF_TEXT
-    epsilon: float = 1e-5
+    vocabulary: Size = 49_408
+    width: Size = 768
+    heads: Size = 12
+    mlp_width: Size = 3072
+    layers: Layers = 12
+    positions: Size = 77
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    end_of_text: Count = LEGACY_END_OF_TEXT
+    epsilon: Epsilon = 1e-5
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
     @classmethod
     def large(cls) -> "ClipTextConfig":
@@ -43,19 +69,17 @@ class ClipTextConfig:
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "ClipTextConfig":
         """From a transformers `config.json` of a CLIP text model; ValueError for an unknown activation."""
-        activation = config.get("hidden_act", "quick_gelu")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"CLIP activation {activation!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        theirs = typed(config, TransformersConfig)
         return cls(
-            vocabulary=config["vocab_size"],
-            width=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            mlp_width=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
-            positions=config.get("max_position_embeddings", 77),
-            activation=activation,
-            end_of_text=config.get("eos_token_id", 49_407),
-            epsilon=config.get("layer_norm_eps", 1e-5),
+            vocabulary=theirs.vocab_size,
+            width=theirs.hidden_size,
+            heads=theirs.num_attention_heads,
+            mlp_width=theirs.intermediate_size,
+            layers=theirs.num_hidden_layers,
+            positions=theirs.max_position_embeddings,
+            activation=check_activation(theirs.hidden_act),
+            end_of_text=theirs.eos_token_id,
+            epsilon=theirs.layer_norm_eps,
         )
 
 

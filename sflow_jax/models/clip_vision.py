@@ -5,32 +5,59 @@ Axes: b batch, y rows, x columns, c channels, w tokens, l patches and the class 
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sflow_jax.models.clip import ACTIVATIONS, ClipBlock, ClipText, ClipTextConfig
-from sflow_jax.models.layers import LayerNorm, parameter_dtype, stacked
+from sflow_jax.models.clip import ClipBlock, ClipText, ClipTextConfig, check_activation
+from sflow_jax.models.layers import LayerNorm, check_heads, check_patches, parameter_dtype, stacked
+from sflow_jax.typed import Epsilon, Layers, Side, Size, typed
 
 # The published models start training at this inverse temperature.
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+class TransformersVisionConfig(msgspec.Struct, frozen=True):
+    """What `vision_config` of transformers' CLIPModel may say, with its defaults."""
+
+    hidden_size: Size = 768
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
+    num_hidden_layers: Layers = 12
+    image_size: Side = 224
+    patch_size: Side = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+
+
+class TransformersClipConfig(msgspec.Struct, frozen=True):
+    """The `config.json` of transformers' CLIPModel."""
+
+    text_config: dict[str, Any] = {}
+    vision_config: dict[str, Any] = {}
+    projection_dim: Size = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisionConfig:
     """Sizes of a CLIP picture encoder; the defaults are ViT-L/14's (303,179,776 parameters)."""
 
-    width: int = 1024
-    heads: int = 16
-    mlp_width: int = 4096
-    layers: int = 24
-    picture_size: int = 224
-    patch_size: int = 14
-    activation: str = "quick_gelu"
-    epsilon: float = 1e-5
+    width: Size = 1024
+    heads: Size = 16
+    mlp_width: Size = 4096
+    layers: Layers = 24
+    picture_size: Side = 224
+    patch_size: Side = 14
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    epsilon: Epsilon = 1e-5
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
+        check_patches(self.picture_size, self.patch_size)
 
     @property
     def patches(self) -> int:
@@ -45,18 +72,16 @@ class ClipVisionConfig:
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "ClipVisionConfig":
         """From a transformers `config.json` (its `vision_config`); ValueError for an unknown activation."""
-        activation = config.get("hidden_act", "quick_gelu")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"CLIP activation {activation!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        theirs = typed(config, TransformersVisionConfig)
         return cls(
-            width=config.get("hidden_size", 768),
-            heads=config.get("num_attention_heads", 12),
-            mlp_width=config.get("intermediate_size", 3072),
-            layers=config.get("num_hidden_layers", 12),
-            picture_size=config.get("image_size", 224),
-            patch_size=config.get("patch_size", 32),
-            activation=activation,
-            epsilon=config.get("layer_norm_eps", 1e-5),
+            width=theirs.hidden_size,
+            heads=theirs.num_attention_heads,
+            mlp_width=theirs.intermediate_size,
+            layers=theirs.num_hidden_layers,
+            picture_size=theirs.image_size,
+            patch_size=theirs.patch_size,
+            activation=check_activation(theirs.hidden_act),
+            epsilon=theirs.layer_norm_eps,
         )
 
 
@@ -66,7 +91,7 @@ class ClipConfig:
 
     text: ClipTextConfig = ClipTextConfig()
     vision: ClipVisionConfig = ClipVisionConfig()
-    projection: int = 768
+    projection: Size = 768
 
     @classmethod
     def large(cls) -> "ClipConfig":
@@ -86,10 +111,11 @@ class ClipConfig:
             "intermediate_size": 2048,
             "num_hidden_layers": 12,
         }
+        theirs = typed(config, TransformersClipConfig)
         return cls(
-            text=ClipTextConfig.from_hf(text | config.get("text_config", {})),
-            vision=ClipVisionConfig.from_hf(config.get("vision_config", {})),
-            projection=config.get("projection_dim", 512),
+            text=ClipTextConfig.from_hf(text | theirs.text_config),
+            vision=ClipVisionConfig.from_hf(theirs.vision_config),
+            projection=theirs.projection_dim,
         )
 
 

@@ -4,34 +4,56 @@ Axes: b batch, y rows, x columns, c channels, l tokens (class, registers, patche
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sflow_jax.models.layers import LayerNorm, parameter_dtype, stacked
+from sflow_jax.models.layers import LayerNorm, check_heads, check_patches, parameter_dtype, stacked
+from sflow_jax.typed import Epsilon, Layers, Side, Size, typed
 
 # The coefficient of torch's bicubic kernel, with which the published models were trained and are run.
 BICUBIC = -0.75
 INITIAL_STD = 0.02
 
 
+class TransformersConfig(msgspec.Struct, frozen=True):
+    """What the `config.json` of transformers' Dinov2Model must say, and its defaults for the rest."""
+
+    hidden_size: Size
+    num_attention_heads: Size
+    num_hidden_layers: Layers
+    mlp_ratio: Layers = 4
+    image_size: Side = 224
+    patch_size: Side = 16
+    num_register_tokens: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    use_swiglu_ffn: bool = False
+    hidden_act: str = "gelu"
+    qkv_bias: bool = True
+    layer_norm_eps: Epsilon = 1e-6
+
+
 @dataclasses.dataclass(frozen=True)
 class Dinov2Config:
     """Sizes of a DINOv2 network; the defaults are ViT-g/14's (1,136,480,768 parameters)."""
 
-    width: int = 1536
-    heads: int = 24
-    mlp_ratio: int = 4
-    layers: int = 40
-    picture_size: int = 518
-    patch_size: int = 14
-    registers: int = 0
+    width: Size = 1536
+    heads: Size = 24
+    mlp_ratio: Layers = 4
+    layers: Layers = 40
+    picture_size: Side = 518
+    patch_size: Side = 14
+    registers: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     swiglu: bool = True
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
+        check_patches(self.picture_size, self.patch_size)
 
     @property
     def grid(self) -> int:
@@ -57,21 +79,22 @@ class Dinov2Config:
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "Dinov2Config":
         """From a transformers `config.json`; ValueError for an activation other than GELU or no q, k, v bias."""
-        if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
+        theirs = typed(config, TransformersConfig)
+        if theirs.hidden_act != "gelu" or not theirs.qkv_bias:
             raise ValueError(
                 "this DINOv2 variant is not supported: it needs hidden_act 'gelu' and qkv_bias true, "
-                f"found {config.get('hidden_act')!r} and {config.get('qkv_bias')}"
+                f"found {theirs.hidden_act!r} and {theirs.qkv_bias}"
             )
         return cls(
-            width=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            mlp_ratio=config.get("mlp_ratio", 4),
-            layers=config["num_hidden_layers"],
-            picture_size=config.get("image_size", 224),
-            patch_size=config.get("patch_size", 16),
-            registers=config.get("num_register_tokens", 0),
-            swiglu=config.get("use_swiglu_ffn", False),
-            epsilon=config.get("layer_norm_eps", 1e-6),
+            width=theirs.hidden_size,
+            heads=theirs.num_attention_heads,
+            mlp_ratio=theirs.mlp_ratio,
+            layers=theirs.num_hidden_layers,
+            picture_size=theirs.image_size,
+            patch_size=theirs.patch_size,
+            registers=theirs.num_register_tokens,
+            swiglu=theirs.use_swiglu_ffn,
+            epsilon=theirs.layer_norm_eps,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -36,28 +37,51 @@ from sflow_jax.models.layers import (
 )
 from sflow_jax.models.layout import Layout, Output
 from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.typed import Epsilon, Layers, Positive, Size, typed
 
 SINUSOID_WIDTH = 256
 # Sigma and guidance enter the sinusoids multiplied by this.
 SINUSOID_SCALE = 1000.0
 
 
+class DiffusersConfig(msgspec.Struct, frozen=True):
+    """What the `config.json` of diffusers' FluxTransformer2DModel may say, with its defaults."""
+
+    in_channels: Size = 64
+    out_channels: Size | None = None
+    patch_size: Size = 1
+    num_layers: Layers = 19
+    num_single_layers: Layers = 38
+    num_attention_heads: Size = 24
+    attention_head_dim: Size = 128
+    joint_attention_dim: Size = 4096
+    pooled_projection_dim: Size = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[Size, ...] = (16, 56, 56)
+
+
 @dataclasses.dataclass(frozen=True)
 class FluxConfig:
     """Sizes of a FLUX.1 transformer; `dev` and `schnell` are the published ones (Krea equals dev)."""
 
-    in_channels: int = 64
-    double_blocks: int = 19
-    single_blocks: int = 38
-    heads: int = 24
-    head_dim: int = 128
-    text_width: int = 4096
-    pooled_width: int = 768
+    in_channels: Size = 64
+    double_blocks: Layers = 19
+    single_blocks: Layers = 38
+    heads: Size = 24
+    head_dim: Size = 128
+    text_width: Size = 4096
+    pooled_width: Size = 768
     guidance: bool = True
-    rotary_axes: tuple[int, ...] = (16, 56, 56)
-    rotary_theta: float = 10_000.0
-    mlp_ratio: int = 4
-    epsilon: float = 1e-6
+    rotary_axes: tuple[Size, ...] = (16, 56, 56)
+    rotary_theta: Positive = 10_000.0
+    mlp_ratio: Layers = 4
+    epsilon: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        if sum(self.rotary_axes) != self.head_dim or any(axis % 2 for axis in self.rotary_axes):
+            raise ValueError(
+                f"axes_dims_rope {self.rotary_axes} must be even and add up to attention_head_dim {self.head_dim}"
+            )
 
     @property
     def width(self) -> int:
@@ -85,29 +109,24 @@ class FluxConfig:
 
         Raises ValueError for a variant that this module does not implement (patch size, extra input channels).
         """
-        in_channels = config.get("in_channels", 64)
-        out_channels = config.get("out_channels") or in_channels
-        if config.get("patch_size", 1) != 1 or out_channels != in_channels:
+        theirs = typed(config, DiffusersConfig)
+        if theirs.patch_size != 1 or (theirs.out_channels or theirs.in_channels) != theirs.in_channels:
             raise ValueError(
-                "this FLUX variant is not supported: it needs patch_size 1 and as many output as input channels, "
-                f"found patch_size {config.get('patch_size')}, {in_channels} in and {out_channels} out"
+                "this FLUX variant (Fill, Canny, Depth or another) is not supported: it needs patch_size 1 and as "
+                f"many output as input channels, found patch_size {theirs.patch_size}, {theirs.in_channels} in and "
+                f"{theirs.out_channels} out"
             )
-        sizes = cls(
-            in_channels=in_channels,
-            double_blocks=config.get("num_layers", 19),
-            single_blocks=config.get("num_single_layers", 38),
-            heads=config.get("num_attention_heads", 24),
-            head_dim=config.get("attention_head_dim", 128),
-            text_width=config.get("joint_attention_dim", 4096),
-            pooled_width=config.get("pooled_projection_dim", 768),
-            guidance=config.get("guidance_embeds", False),
-            rotary_axes=tuple(config.get("axes_dims_rope", (16, 56, 56))),
+        return cls(
+            in_channels=theirs.in_channels,
+            double_blocks=theirs.num_layers,
+            single_blocks=theirs.num_single_layers,
+            heads=theirs.num_attention_heads,
+            head_dim=theirs.attention_head_dim,
+            text_width=theirs.joint_attention_dim,
+            pooled_width=theirs.pooled_projection_dim,
+            guidance=theirs.guidance_embeds,
+            rotary_axes=theirs.axes_dims_rope,
         )
-        if sum(sizes.rotary_axes) != sizes.head_dim:
-            raise ValueError(
-                f"axes_dims_rope {sizes.rotary_axes} must add up to attention_head_dim {sizes.head_dim}"
-            )
-        return sizes
 
 
 @jax.tree_util.register_dataclass

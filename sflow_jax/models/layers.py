@@ -13,6 +13,18 @@ from jaxtyping import Array, Float
 FP8 = jnp.float8_e4m3fn
 
 
+def check_heads(width: int, heads: int) -> None:
+    """ValueError unless the heads split the width."""
+    if width % heads:
+        raise ValueError(f"{heads} heads do not split a width of {width}")
+
+
+def check_patches(picture_size: int, patch_size: int) -> None:
+    """ValueError unless a picture has a patch."""
+    if patch_size > picture_size:
+        raise ValueError(f"patches of {patch_size} pixels do not fit pictures of {picture_size}")
+
+
 def stacked(count: int, build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
     """`count` modules as one whose parameters have a leading block axis, for `jax.lax.scan`."""
     return jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))

@@ -9,26 +9,50 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sflow_jax.models.layers import Linear, RMSNorm, scan_layers, stacked
+from sflow_jax.typed import Epsilon, Layers, Size, typed
+
+
+class TransformersConfig(msgspec.Struct, frozen=True):
+    """What the `config.json` of transformers' T5EncoderModel must say, and its defaults for the rest."""
+
+    vocab_size: Size
+    d_model: Size
+    num_heads: Size
+    d_kv: Size
+    d_ff: Size
+    num_layers: Layers
+    feed_forward_proj: str = "relu"
+    relative_attention_num_buckets: Size = 32
+    relative_attention_max_distance: Size = 128
+    layer_norm_epsilon: Epsilon = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Sizes of a T5 v1.1 encoder; the defaults are T5-XXL's (4,762,310,656 parameters)."""
 
-    vocabulary: int = 32_128
-    width: int = 4096
-    heads: int = 64
-    head_dim: int = 64
-    mlp_width: int = 10_240
-    layers: int = 24
-    position_buckets: int = 32
-    position_reach: int = 128
-    epsilon: float = 1e-6
+    vocabulary: Size = 32_128
+    width: Size = 4096
+    heads: Size = 64
+    head_dim: Size = 64
+    mlp_width: Size = 10_240
+    layers: Layers = 24
+    position_buckets: Size = 32
+    position_reach: Size = 128
+    epsilon: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.position_buckets % 4 or self.position_reach <= self.position_buckets // 4:
+            raise ValueError(
+                f"relative attention cannot have {self.position_buckets} buckets for distances up to "
+                f"{self.position_reach}"
+            )
 
     @classmethod
     def xxl(cls) -> "T5Config":
@@ -38,21 +62,22 @@ class T5Config:
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "T5Config":
         """From a transformers `config.json`; ValueError unless the feed-forward part is v1.1's gated GELU."""
-        activation = config.get("feed_forward_proj", "relu")
-        if activation != "gated-gelu":
+        theirs = typed(config, TransformersConfig)
+        if theirs.feed_forward_proj != "gated-gelu":
             raise ValueError(
-                f"this T5 is not version 1.1: feed_forward_proj is {activation!r}, expected 'gated-gelu'"
+                f"this T5 is not version 1.1: feed_forward_proj is {theirs.feed_forward_proj!r}, "
+                "expected 'gated-gelu'"
             )
         return cls(
-            vocabulary=config["vocab_size"],
-            width=config["d_model"],
-            heads=config["num_heads"],
-            head_dim=config["d_kv"],
-            mlp_width=config["d_ff"],
-            layers=config["num_layers"],
-            position_buckets=config.get("relative_attention_num_buckets", 32),
-            position_reach=config.get("relative_attention_max_distance", 128),
-            epsilon=config.get("layer_norm_epsilon", 1e-6),
+            vocabulary=theirs.vocab_size,
+            width=theirs.d_model,
+            heads=theirs.num_heads,
+            head_dim=theirs.d_kv,
+            mlp_width=theirs.d_ff,
+            layers=theirs.num_layers,
+            position_buckets=theirs.relative_attention_num_buckets,
+            position_reach=theirs.relative_attention_max_distance,
+            epsilon=theirs.layer_norm_epsilon,
         )
 
 

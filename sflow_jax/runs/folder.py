@@ -12,13 +12,14 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from sflow_jax.errors import SettingError
-from sflow_jax.storage.files import write_whole
+from sflow_jax.storage.files import read_json, write_whole
 from sflow_jax.storage.paths import absolute, list_folder
 
 MANIFEST = "manifest.json"
@@ -31,16 +32,17 @@ LONGEST, BEGINNING = 60, 40
 class RunFolder:
     """The files of one sweep."""
 
-    def __init__(self, path: epath.PathLike, manifest: dict[str, Any]):
+    def __init__(self, path: epath.PathLike, manifest: dict[str, Any], labels: Sequence[str] = ()):
         """Create the folder, or go on with one that was made with the same manifest.
 
+        labels: settings that may differ, such as the name by which the same checkpoint was found.
         ValueError naming what differs for another manifest, or where the path is a file or some other folder.
         """
         self.path, self.manifest = absolute(path), manifest
         if self.path.exists() and not self.path.is_dir():
             raise SettingError(f"{self.path} is a file; choose another folder for `out`")
         if (self.path / MANIFEST).exists():
-            self._check(read_manifest(self.path))
+            self._check(read_manifest(self.path), labels)
         elif any(not file.name.startswith(".") for file in list_folder(self.path)):
             raise SettingError(f"{self.path} has files but no {MANIFEST}; choose a new folder for `out`")
         if not (self.path / MANIFEST).exists():
@@ -49,16 +51,18 @@ class RunFolder:
             write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         (self.path / PARTS).mkdir(exist_ok=True)
 
-    def _check(self, stored: dict[str, Any]) -> None:
+    def _check(self, stored: dict[str, Any], labels: Sequence[str]) -> None:
         # Through JSON, so that tuples compare as the lists that they became.
         wanted = json.loads(json.dumps(self.manifest))
-        differing = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+        differing = [
+            key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key) and key not in labels
+        ]
         if differing:
-            changes = "; ".join(
-                f"{key}: {_short(stored.get(key))} there, {_short(wanted.get(key))} now" for key in differing
-            )
+            key = differing[0]
+            others = f", and so do {', '.join(differing[1:4])}" if differing[1:] else ""
             raise SettingError(
-                f"{self.path} was made with other settings ({changes}); choose another folder for `out`"
+                f"{self.path} was begun with other settings: {key} is {_short(stored.get(key))} there and "
+                f"{_short(wanted.get(key))} now{others}; choose another folder for `out`"
             )
 
     def finished(self) -> dict[str, epath.Path]:
@@ -92,16 +96,11 @@ class RunFolder:
 
 
 def read_manifest(path: epath.PathLike) -> dict[str, Any]:
-    """The settings of a run; ValueError where there is no run, or its manifest cannot be read."""
+    """The settings of a run; SettingError where there is no run, or its manifest cannot be read."""
     file = absolute(path) / MANIFEST
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is no sweep's folder (no {MANIFEST}); make one with: sflow vital --out"
-        ) from error
-    except ValueError as error:
-        raise SettingError(f"cannot read {file} ({error}); choose another folder for `out`") from error
+    if not file.exists():
+        raise SettingError(f"{path} is no sweep's folder (no {MANIFEST}); make one with: sflow vital --out")
+    return read_json(file, dict[str, Any], SettingError, "choose another folder for `out`")
 
 
 def _digest(content: bytes) -> str:

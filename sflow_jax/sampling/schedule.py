@@ -1,12 +1,17 @@
 """Noise schedules: which sigmas a number of steps visits."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 
 from sflow_jax.errors import SettingError
+from sflow_jax.typed import Positive, Size, typed
+
+# An exponent.
+Shift = Annotated[float, msgspec.Meta(ge=-20, le=20)]
 
 
 def check_steps(steps: int) -> int:
@@ -14,6 +19,40 @@ def check_steps(steps: int) -> int:
     if steps < 1:
         raise SettingError(f"`steps` must be at least 1, found {steps}")
     return steps
+
+
+# Of diffusers' config: flow matching by Euler steps, as FLUX.1 and SD3 have it.
+EULER = {
+    "class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "time_shift_type": "exponential",
+    "shift_terminal": None,
+    "invert_sigmas": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}
+
+
+class DiffusersConfig(msgspec.Struct, frozen=True):
+    """What diffusers' `scheduler_config.json` may say, with the defaults of its flow-matching Euler scheduler."""
+
+    class_name: str | None = msgspec.field(name="_class_name", default=None)
+    num_train_timesteps: int | None = None
+    time_shift_type: str | None = None
+    shift_terminal: float | None = None
+    invert_sigmas: bool | None = None
+    use_karras_sigmas: bool | None = None
+    use_exponential_sigmas: bool | None = None
+    use_beta_sigmas: bool | None = None
+    stochastic_sampling: bool | None = None
+    use_dynamic_shifting: bool = False
+    shift: Positive = 1.0
+    base_shift: Shift = 0.5
+    max_shift: Shift = 1.15
+    base_image_seq_len: Size = 256
+    max_image_seq_len: Size = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +70,29 @@ class Schedule:
     base_tokens: int = 256
     max_tokens: int = 4096
 
+    def __post_init__(self) -> None:
+        if self.max_tokens <= self.base_tokens:
+            raise ValueError(
+                f"max_image_seq_len {self.max_tokens} must be above base_image_seq_len {self.base_tokens}"
+            )
+
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "Schedule":
         """From diffusers' `scheduler_config.json`; ValueError for options that FLUX.1 does not use."""
-        unsupported = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
-                       "use_beta_sigmas", "stochastic_sampling")  # fmt: skip
-        for name in unsupported:
-            if config.get(name):
-                raise ValueError(f"scheduler option {name}={config[name]!r} is not supported")
-        if config.get("time_shift_type", "exponential") != "exponential":
-            raise ValueError(f"time_shift_type {config['time_shift_type']!r} is not supported, only 'exponential'")
+        theirs = typed(config, DiffusersConfig)
+        for name, value in EULER.items():
+            # Nothing, as well as the value itself.
+            if getattr(theirs, name) not in (value, None):
+                raise ValueError(
+                    f"scheduler option {name}={getattr(theirs, name)!r} is not supported, only {value!r}"
+                )
         return cls(
-            dynamic=config.get("use_dynamic_shifting", False),
-            shift=config.get("shift", 1.0),
-            base_shift=config.get("base_shift", 0.5),
-            max_shift=config.get("max_shift", 1.15),
-            base_tokens=config.get("base_image_seq_len", 256),
-            max_tokens=config.get("max_image_seq_len", 4096),
+            dynamic=theirs.use_dynamic_shifting,
+            shift=theirs.shift,
+            base_shift=theirs.base_shift,
+            max_shift=theirs.max_shift,
+            base_tokens=theirs.base_image_seq_len,
+            max_tokens=theirs.max_image_seq_len,
         )
 
     def sigmas(self, steps: int, tokens: int) -> Float[np.ndarray, " t_plus_1"]:

@@ -1,6 +1,7 @@
 """The converted checkpoint: one folder, local or remote, with `model.json`, networks and tokenizers.
 
 model.json     what it is (`ModelInfo`)
+checksums.json what every other file held when it was written
 scheduler/     the source's scheduler config
 transformer/   one Orbax item per network of the family, parameters by dotted path
 autoencoder/   …
@@ -8,14 +9,14 @@ tokenizer/     the family's tokenizers
 """
 
 import dataclasses
-import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -29,10 +30,12 @@ from sflow_jax.families.registry import FAMILIES, published_models
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import check_layers, parse_layers
-from sflow_jax.settings import Placement
-from sflow_jax.storage.files import to_json, write_whole
+from sflow_jax.settings import PaintingSettings, Placement
+from sflow_jax.storage.checksums import read_checksums, text_digest, verify
+from sflow_jax.storage.files import LONGEST_TEXT, read_bytes, read_json, to_json, write_whole
 from sflow_jax.storage.paths import absolute
 from sflow_jax.storage.placement import place_network, placement_of, places_of, staging
+from sflow_jax.typed import Count, Name, Side, parse_json, typed
 
 FORMAT = 2
 # The first format knew FLUX.1 alone, and called its variant the family.
@@ -41,6 +44,10 @@ INFO_FILE = "model.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 # Bytes of a stored piece: what a device reads beside its own slices, and unpacks at once.
 CHUNK = 32 << 20
+# Of a JSON file, the checksum of all else in it.
+SIGNATURE = "checksum"
+# Bytes of a checkpoint that is compared with its checksums whenever it is loaded.
+SMALL = 1 << 28
 
 
 class CheckpointError(ValueError):
@@ -118,43 +125,93 @@ class ModelInfo:
         """One of the networks with shapes instead of arrays."""
         return abstract(self.family.networks[name].build, self.configs[name])
 
+    def check(self, settings: PaintingSettings) -> None:
+        """SettingError where a size or a set of layers does not fit the model: known before its weights are."""
+        self.canvas(settings.height, settings.width)
+        for name in ("layers", "bypass"):
+            self.resolve_layers(getattr(settings, name, ()))
+
     def to_json(self) -> str:
-        """The text of `model.json`."""
+        """The text of `model.json`, with a checksum of itself."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["scheduler"]
         configs = {name: dataclasses.asdict(config) for name, config in self.configs.items()}
-        return to_json({"format": FORMAT, **fields, "family": self.family.name, "configs": configs})
+        return signed({"format": FORMAT, **fields, "family": self.family.name, "configs": configs})
 
     @classmethod
-    def from_json(cls, text: str, scheduler: dict[str, Any]) -> "ModelInfo":
+    def from_json(cls, text: str | bytes, scheduler: dict[str, Any]) -> "ModelInfo":
         """Inverse of `to_json`, given the scheduler's config.
 
         CheckpointError for another format version, or fields that do not fit.
         """
         try:
-            fields = json.loads(text)
-            version = fields.pop("format")
-            if version not in READABLE:
-                raise CheckpointError(f"checkpoint format {version} is not {FORMAT}; convert the source again")
-            if version == 1:
-                fields |= {"family": "flux1", "variant": fields["family"]}
-            if fields["family"] not in FAMILIES:
-                known = ", ".join(FAMILIES)
-                raise CheckpointError(f"unknown model family {fields['family']!r}; this version knows {known}")
-            fields["family"] = family = FAMILIES[fields["family"]]
-            fields["configs"] = {
-                name: family.networks[name].config(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-                )
-                for name, config in fields["configs"].items()
-            }
-            if fields["vital_layers"] is not None:
-                fields["vital_layers"] = tuple(fields["vital_layers"])
-            return cls(**fields, scheduler=scheduler)
+            content = parse_json(text, dict[str, Any])
+            check_format(content, READABLE)
+            stored = typed(content, StoredInfo)
+            return cls(**_fields(stored), scheduler=scheduler)
         except CheckpointError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot read {INFO_FILE} ({error!r}); convert the source again") from error
+        except ValueError as error:
+            raise CheckpointError(f"cannot read {INFO_FILE} ({error}); convert the source again") from error
+
+
+class StoredInfo(msgspec.Struct):
+    """What `model.json` must say."""
+
+    format: int
+    family: Name
+    picture_size: Side
+    dtype: Literal["float32", "float16", "bfloat16"]
+    configs: dict[str, dict[str, Any]]
+    variant: Name | None = None
+    source_digests: dict[Name, Name] = {}
+    vital_layers: tuple[Count, ...] | None = None
+    vital_layers_origin: Name = ""
+    named: Name = ""
+
+
+def _fields(stored: StoredInfo) -> dict[str, Any]:
+    """Fields of a `ModelInfo`; ValueError where they do not fit each other."""
+    fields = msgspec.structs.asdict(stored)
+    if fields.pop("format") == 1:
+        fields |= {"family": "flux1", "variant": stored.family}
+    if fields["variant"] is None:
+        raise ValueError("variant is missing")
+    if fields["family"] not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"unknown model family {fields['family']!r}; this version knows {known}")
+    fields["family"] = family = FAMILIES[fields["family"]]
+    if set(stored.configs) - set(family.networks) or not set(stored.configs) >= {"transformer", "autoencoder"}:
+        raise ValueError(f"its networks are {', '.join(stored.configs)}, not {', '.join(family.networks)}")
+    fields["configs"] = configs = {
+        name: typed(config, family.networks[name].config) for name, config in stored.configs.items()
+    }
+    if stored.vital_layers is not None:
+        check_layers(stored.vital_layers, family.layers(configs))
+    return fields
+
+
+def signed(content: dict[str, Any]) -> str:
+    """JSON text with a checksum of everything else in it."""
+    # Through text, so that tuples and arrays are what they will be when read.
+    plain = parse_json(to_json(content), dict[str, Any])
+    return to_json({**plain, SIGNATURE: text_digest(to_json(plain))})
+
+
+def verify_signature(file: epath.Path) -> None:
+    """CheckpointError where a signed file was changed since it was written (older ones have no checksum)."""
+    content = read_json(file, dict[str, Any], CheckpointError, "convert the source again")
+    signature = content.pop(SIGNATURE, None)
+    if signature is not None and signature != text_digest(to_json(content)):
+        raise CheckpointError(f"{file} was changed since it was written; if on purpose, remove its {SIGNATURE!r}")
+
+
+def check_format(content: dict[str, Any], readable: tuple[int, ...]) -> None:
+    """CheckpointError for a file of another version."""
+    if "format" in content and content["format"] not in readable:
+        raise CheckpointError(
+            f"checkpoint format {content['format']} is not {readable[-1]}; convert the source again"
+        )
 
 
 def published_info(name: str) -> tuple[ModelInfo, int] | None:
@@ -175,15 +232,17 @@ def abstract(build: type, config: Any) -> nnx.Module:
 
 
 def save_info(folder: epath.PathLike, info: ModelInfo) -> None:
-    """Write the scheduler's config, then `model.json`, each whole."""
+    """Write `model.json`, and the scheduler's config where it is not there yet, each whole."""
     folder = epath.Path(folder)
-    (folder / SCHEDULER_FILE).parent.mkdir(exist_ok=True)
-    write_whole(folder / SCHEDULER_FILE, to_json(info.scheduler))
+    scheduler = folder / SCHEDULER_FILE
+    if not scheduler.exists():
+        scheduler.parent.mkdir(exist_ok=True)
+        write_whole(scheduler, to_json(info.scheduler))
     write_whole(folder / INFO_FILE, info.to_json())
 
 
 def load_info(folder: epath.PathLike) -> ModelInfo:
-    """Read `model.json`; CheckpointError if the folder is not a converted checkpoint."""
+    """Read `model.json`; CheckpointError if the folder is no converted checkpoint, or its settings are broken."""
     folder = epath.Path(folder)
     if not folder.exists():
         raise CheckpointError(f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}")
@@ -191,11 +250,32 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
         raise CheckpointError(
             f"{folder} is no converted checkpoint (no {INFO_FILE}); make one with: sflow-convert {folder} DEST"
         )
+    scheduler = read_json(folder / SCHEDULER_FILE, dict[str, Any], CheckpointError, "convert the source again")
     try:
-        scheduler = json.loads((folder / SCHEDULER_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {folder / SCHEDULER_FILE}; convert the source again") from error
-    return ModelInfo.from_json((folder / INFO_FILE).read_text(), scheduler)
+        info = ModelInfo.from_json(read_bytes(folder / INFO_FILE, LONGEST_TEXT), scheduler)
+        info.family.schedule(scheduler)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}; convert the source again") from error
+    return info
+
+
+def check_networks(folder: epath.PathLike, names: Iterable[str]) -> None:
+    """CheckpointError if one of the networks is missing, before any is read."""
+    for name in names:
+        if not (absolute(folder) / name).exists():
+            raise CheckpointError(f"{folder} has no {name}; convert the source again")
+
+
+def verify_small(folder: epath.PathLike) -> None:
+    """Compare a small checkpoint with what conversion wrote, where that is known; CheckpointError if damaged.
+
+    Large ones are read twice for it, so that is done on request.
+    """
+    stored = read_checksums(folder, CheckpointError)
+    if stored is not None and sum(file.bytes for file in stored.files.values()) <= SMALL:
+        verify(folder, CheckpointError, lambda _: None)
 
 
 def save_network(folder: epath.PathLike, name: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
@@ -246,9 +326,8 @@ def restore_network(
 
     Raises CheckpointError when the item is missing or does not fit the network.
     """
+    check_networks(folder, [name])
     item = absolute(folder) / name
-    if not item.exists():
-        raise CheckpointError(f"{folder} has no {name}; convert the source again")
     wanted = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=places[path])
         for path, leaf in parameters(module).items()

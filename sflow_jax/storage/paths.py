@@ -7,6 +7,8 @@ from pathlib import Path
 from etils import epath
 from etils.epath.backend import fsspec_backend
 
+from sflow_jax.errors import SettingError
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path names another machine's storage, such as gs://bucket/folder."""
@@ -31,5 +33,8 @@ def list_folder(path: epath.Path) -> list[epath.Path]:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/sflow_jax`, by default `~/.cache/sflow_jax`; not created."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sflow_jax"
+    """`$XDG_CACHE_HOME/sflow_jax`, by default `~/.cache/sflow_jax`; not created. SettingError without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sflow_jax"
+    except RuntimeError as error:
+        raise SettingError("this user has no home folder; set XDG_CACHE_HOME to a folder for the cache") from error

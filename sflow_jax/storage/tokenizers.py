@@ -1,12 +1,23 @@
 """Tokenizers of a converted checkpoint."""
 
-import json
 import tempfile
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from etils import epath
 
+from sflow_jax.storage.files import read_json
 from sflow_jax.storage.paths import is_remote
+
+# A tokenizer without a stated limit reports a huge one.
+LONGEST_TEXT = 100_000
+ADVICE = "take the whole folder of the published model, with tokenizer.json and tokenizer_config.json"
+
+
+class TokenizerConfig(msgspec.Struct):
+    """What is needed of `tokenizer_config.json`; libraries write a huge length for none."""
+
+    model_max_length: Annotated[float, msgspec.Meta(ge=1)] | None = None
 
 
 def load_tokenizer(folder: epath.PathLike) -> Any:
@@ -23,15 +34,25 @@ def load_tokenizer(folder: epath.PathLike) -> Any:
             for file in folder.iterdir():
                 file.copy(local / file.name)
         try:
-            return AutoTokenizer.from_pretrained(str(local), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read the tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+            tokenizer = AutoTokenizer.from_pretrained(str(local), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizers of every kind raise errors of every kind
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"cannot read the tokenizer in {folder} ({reason[:150]}); {ADVICE}") from error
+    if not len(tokenizer):
+        raise ValueError(f"the tokenizer in {folder} has no tokens; {ADVICE}")
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer in {folder} has no tokenizer.json; {ADVICE}")
+    text_tokens(folder)
+    return tokenizer
 
 
 def text_tokens(folder: epath.PathLike) -> int:
     """How many tokens a tokenizer pads to, by its config alone; ValueError where that cannot be read."""
     file = epath.Path(folder) / "tokenizer_config.json"
-    try:
-        return int(json.loads(file.read_text())["model_max_length"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot read {file}; convert the source again") from error
+    length = read_json(file, TokenizerConfig, ValueError, ADVICE).model_max_length
+    if length is None or length > LONGEST_TEXT:
+        raise ValueError(
+            f"{file} states no model_max_length; write the number of tokens there (FLUX.1: 77 for CLIP, for T5 "
+            "512 of dev and 256 of schnell)"
+        )
+    return int(length)

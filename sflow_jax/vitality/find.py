@@ -1,23 +1,23 @@
 """Finding a model's vital layers: from settings to a summary and a report in a run folder."""
 
-import dataclasses
 import hashlib
 import json
 from typing import Any
 
 from etils import epath
 
-from sflow_jax.catalogue import find_checkpoint, load_features
+from sflow_jax.catalogue import EMBEDDED_FEATURES, load_features, save_vital_layers
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.processes import describe_devices, package_versions
-from sflow_jax.measures.features import Features
+from sflow_jax.measures.features import Features, load_info
 from sflow_jax.models.layers import parameter_dtype
 from sflow_jax.painter import Painter
 from sflow_jax.progress import Progress, as_progress
 from sflow_jax.runs.folder import MANIFEST, RunFolder, read_manifest
 from sflow_jax.runs.worker import Worker
 from sflow_jax.settings import EMBEDDED, SweepSettings
-from sflow_jax.storage.checkpoint import load_info, save_info
+from sflow_jax.storage.checkpoint import ModelInfo
+from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.pictures import keeper
 from sflow_jax.vitality.plan import SweepPlan, elimination_of, plan_sweep, rule_of
@@ -25,6 +25,8 @@ from sflow_jax.vitality.summary import Summary, summarise
 from sflow_jax.vitality.sweep import Sweep, spent
 
 SCORES_FILE = "scores.json"
+# Share of resamples that must choose a set before it is recorded without being asked twice.
+SURE = 0.9
 
 
 def find_vital_layers(
@@ -43,12 +45,11 @@ def find_vital_layers(
     have work left, unless told to `wait` (processes that know each other; then the first writes the report). Raises
     SettingError for settings that do not fit the model, before anything is painted.
     """
-    plan, rule = plan_sweep(settings, painter.info, painter.checkpoint), rule_of(settings)
-    rule.check(sum(map(plan.is_layer, plan.variants)))
+    plan, rule = check_sweep(settings, painter.info, painter.checkpoint), rule_of(settings)
     elimination = elimination_of(settings, plan)
     features = load_feature_networks(settings, painter.checkpoint)
     manifest = manifest_of(painter, features, plan, settings, elimination)
-    folder = RunFolder(out, manifest)
+    folder = RunFolder(out, manifest, labels=("model",))
     sweep = Sweep(
         painter,
         features,
@@ -69,8 +70,18 @@ def find_vital_layers(
     return summary
 
 
-def load_feature_networks(settings: SweepSettings, checkpoint: str) -> dict[str, Features]:
-    """The networks that compare pictures; SettingError if one is needed or of another kind."""
+def check_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> SweepPlan:
+    """What a sweep would paint; SettingError for all that can be known without loading a network."""
+    plan = plan_sweep(settings, info, checkpoint)
+    rule_of(settings).check(sum(map(plan.is_layer, plan.variants)))
+    for _, kind, place in feature_places(settings, checkpoint):
+        if place not in EMBEDDED_FEATURES and load_info(place).kind != kind:
+            raise SettingError(f"{place} is a {load_info(place).kind}, where a {kind} is needed")
+    return plan
+
+
+def feature_places(settings: SweepSettings, checkpoint: str) -> list[tuple[str, str, str]]:
+    """(name, kind, folder) of the networks that compare pictures; SettingError if the one that must be is not."""
     embedded = checkpoint == EMBEDDED
     dino = settings.features or ("toyworld" if embedded else None)
     clip = settings.clip or ("toyworld-clip" if embedded else None)
@@ -79,12 +90,17 @@ def load_feature_networks(settings: SweepSettings, checkpoint: str) -> dict[str,
             "`features` is needed: a converted DINOv2 (sflow-convert facebook-dinov2-giant DEST); "
             "only the embedded model has its own"
         )
+    places = (("dino", "dinov2", dino), ("clip", "clip", clip))
+    return [(name, kind, str(place)) for name, kind, place in places if place is not None]
+
+
+def load_feature_networks(settings: SweepSettings, checkpoint: str) -> dict[str, Features]:
+    """The networks that compare pictures; SettingError if one is needed or of another kind."""
     networks = {}
-    for name, kind, place in (("dino", "dinov2", dino), ("clip", "clip", clip)):
-        if place is not None:
-            networks[name] = load_features(place)
-            if networks[name].kind != kind:
-                raise SettingError(f"{place} is a {networks[name].kind}, where a {kind} is needed")
+    for name, kind, place in feature_places(settings, checkpoint):
+        networks[name] = load_features(place)
+        if networks[name].kind != kind:
+            raise SettingError(f"{place} is a {networks[name].kind}, where a {kind} is needed")
     return networks
 
 
@@ -139,7 +155,10 @@ def read_summary(run: epath.PathLike) -> Summary:
     file = epath.Path(run) / SCORES_FILE
     if not file.exists():
         raise SettingError(f"no finished sweep at {run} (no {file.name}); make one with: sflow vital --out {run}")
-    return Summary.from_json(file.read_text())
+    try:
+        return Summary.from_json(read_bytes(file, LONGEST_TEXT))
+    except ValueError as error:
+        raise SettingError(f"{file}: {error}") from error
 
 
 def picture_seconds(run: epath.PathLike) -> float | None:
@@ -150,12 +169,16 @@ def picture_seconds(run: epath.PathLike) -> float | None:
     return seconds / pictures if pictures else None
 
 
-def save_vital_layers(checkpoint: epath.PathLike, summary: Summary) -> None:
-    """Record a sweep's vital set in the checkpoint: the layers "vital" are then these."""
-    folder = find_checkpoint(checkpoint)
-    prompts, settings = len(summary.settings["prompts"]), summary.settings
-    origin = f"sflow vital: {summary.choice.rule}, {prompts} prompts, {settings['steps']} steps"
-    save_info(
-        folder,
-        dataclasses.replace(load_info(folder), vital_layers=summary.choice.layers, vital_layers_origin=origin),
-    )
+def record_vital_layers(checkpoint: str, summary: Summary, *, force: bool = False) -> epath.Path:
+    """Record a sweep's vital set in the checkpoint: the layers "vital" are then these. Returns the file changed.
+
+    SettingError for a set that few resamples of the prompts agree on, unless `force`.
+    """
+    choice, settings = summary.choice, summary.settings
+    if choice.confidence < SURE and not force:
+        raise SettingError(
+            f"not saved: only {choice.confidence:.0%} of resamples choose this set ({SURE:.0%} are needed); paint "
+            "more prompts, choose with `top`, or say `force`"
+        )
+    origin = f"sflow vital: {choice.rule}, {len(settings['prompts'])} prompts, {settings['steps']} steps"
+    return save_vital_layers(checkpoint, choice.layers, origin)

@@ -1,9 +1,9 @@
 """What a sweep paints: the built-in prompts, the embedded world's own, or a file's."""
 
 import numpy as np
-from etils import epath
 
 from sflow_jax.errors import SettingError
+from sflow_jax.storage.files import read_text
 from sflow_jax.toyworld.scenes import sample_scene
 
 BUILTIN = "builtin"
@@ -90,10 +90,9 @@ def load_prompts(source: str) -> list[str]:
         return list(PROMPTS)
     if source == TOYWORLD:
         return toyworld_prompts()
-    file = epath.Path(source)
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(source).splitlines()]
+    except (OSError, ValueError) as error:
         raise SettingError(f"cannot read prompts from {source} ({error}); give a text file, or builtin") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:

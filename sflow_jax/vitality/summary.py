@@ -8,11 +8,14 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 
+from sflow_jax.settings import MOST_STEPS
+from sflow_jax.typed import Count, Name, parse_json, typed
 from sflow_jax.vitality.scores import (
     MEASURES,
     RESAMPLES,
@@ -42,6 +45,15 @@ class Table:
         return Table(
             tuple(self.variants[i] for i in chosen), {name: x[:, list(chosen)] for name, x in self.values.items()}
         )
+
+
+class SweepRecord(msgspec.Struct):
+    """What a sweep's settings must say."""
+
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
+    layer_kinds: Annotated[tuple[tuple[Name, Count], ...], msgspec.Meta(min_length=1, max_length=10)]
+    prompts: tuple[str, ...] = ()
+    model: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,27 +129,14 @@ class Summary:
     def from_json(cls, text: str) -> "Summary":
         """Inverse of `to_json`; ValueError where the text is not one."""
         try:
-            fields = json.loads(text)
-            return cls(
-                settings=_current(fields["settings"]),
-                layers=tuple(_score(x) for x in fields["layers"]),
-                windows=tuple(_score(x) for x in fields["windows"]),
-                pairs=tuple(Pair(_score(x["score"]), _number(x["interaction"])) for x in fields["pairs"]),
-                choice=Choice(
-                    **fields["choice"]
-                    | {name: tuple(fields["choice"][name]) for name in ("layers", "membership")}
-                    | {"boundary": _number(fields["choice"]["boundary"])}
-                ),
-                rank_correlations={name: _number(x) for name, x in fields["rank_correlations"].items()},
-                halves=fields["halves"]
-                and Halves(
-                    _number(fields["halves"]["rank_correlation"]),
-                    fields["halves"]["agreement"],
-                    tuple(tuple(x) for x in fields["halves"]["layers"]),
-                ),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"this is not a sweep's scores.json ({error!r}); finish the sweep again") from error
+            fields = parse_json(text, dict[str, Any])
+            known = {name: _numbers(value) for name, value in fields.items() if name not in ("settings", "halves")}
+            halves = None if fields.get("halves") is None else _numbers(fields["halves"])
+            settings = _current(typed(fields.get("settings"), dict[str, Any]))
+            typed(settings, SweepRecord)
+            return typed({**known, "settings": settings, "halves": halves}, cls)
+        except ValueError as error:
+            raise ValueError(f"this is not a sweep's scores.json ({error}); finish the sweep again") from error
 
     def to_csv(self) -> str:
         """The text of `scores.csv`: one line a variant."""
@@ -218,19 +217,19 @@ def _halves(similarities: Float[np.ndarray, "p n"], layers: list[int], rule: Rul
 
 def _current(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they are written now; sweeps of version 0.1 told FLUX.1's two kinds by one number."""
-    if "double_blocks" not in settings:
+    if not isinstance(settings.get("double_blocks"), int):
         return settings
     first, total = settings["double_blocks"], 1 + max(settings.get("layers", [0]))
     kinds = [["double", first], ["single", max(0, total - first)]]
     return {name: value for name, value in settings.items() if name != "double_blocks"} | {"layer_kinds": kinds}
 
 
-def _score(fields: dict[str, Any]) -> VariantScore:
-    numbers = {name: _number(fields[name]) for name in ("vitality", "low", "high", *MEASURES[1:])}
-    return VariantScore(**fields | numbers | {"layers": tuple(fields["layers"])})
-
-
-def _number(value: float | None) -> float:
+def _numbers(value: Any) -> Any:
+    """None as NaN, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
     return float("nan") if value is None else value
 
 

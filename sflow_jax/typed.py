@@ -1,0 +1,42 @@
+"""Typed JSON: what a file may say, with limits; whatever does not fit is a ValueError of one line."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+# Limits far beyond any model, so that a damaged file cannot ask for what no machine has.
+Size = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Epsilon = Annotated[float, msgspec.Meta(gt=0, le=0.1)]
+Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+Name = Annotated[str, msgspec.Meta(max_length=1_000)]
+
+
+def typed(content: Any, kind: Any) -> Any:
+    """JSON's objects and lists as a dataclass, msgspec structure or any type; ValueError says what does not fit."""
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_plain(str(error))) from error
+
+
+def parse_json(text: str | bytes, kind: Any) -> Any:
+    """JSON text (UTF-8, with or without a byte order mark) as `kind`; ValueError says what is wrong."""
+    data = text.encode() if isinstance(text, str) else text
+    try:
+        return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_plain(str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"no JSON in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise ValueError("no JSON that can be read: nested too deeply") from error
+
+
+def _plain(message: str) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.num_layers`" with the place first."""
+    reason, _, place = message.replace("`", "").partition(" - at ")
+    return f"{place.removeprefix('$').lstrip('.')}: {reason}" if place.removeprefix("$") else reason
