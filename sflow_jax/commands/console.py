@@ -50,6 +50,13 @@ def one_line_errors() -> Iterator[None]:
         raise click.exceptions.UsageError(message) from error
     except (ValueError, OSError) as error:
         raise click.exceptions.UsageError(str(error)) from error
+    except KeyError as error:
+        # So epath says that it knows no such address.
+        if not str(error).strip("'").endswith("://"):
+            raise
+        raise click.exceptions.UsageError(
+            f"cannot open addresses of {error}; give a local path, or gs://"
+        ) from error
     except MemoryError as error:
         raise click.exceptions.UsageError("out of memory: choose smaller settings, or a larger machine") from error
     except ImportError as error:

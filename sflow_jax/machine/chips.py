@@ -74,6 +74,8 @@ def parse_machine(text: str) -> tuple[Chip, int]:
         raise ValueError(
             f"cannot read machine {text!r}: write one of {', '.join(CHIPS)} and how many, such as v6e-8"
         )
+    if len(parts[2]) > 6:
+        raise ValueError(f"no machine has as many chips as {text[:40]!r} says")
     chip, count = CHIPS[parts[1]], int(parts[2])
     if count % chip.cores:
         raise ValueError(f"{text}: {chip.name} counts cores, {chip.cores} a chip")

@@ -65,9 +65,9 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in AXES or not size.isdecimal() or int(size) < 1 or axis in sizes:
+        if axis not in AXES or not re.fullmatch(r"[1-9][0-9]{0,5}", size) or axis in sizes:
             raise ValueError(
-                f"cannot read mesh {text!r}: write sizes of {', '.join(AXES)}, such as data=4,tensor=2"
+                f"cannot read mesh {text[:80]!r}: write sizes of {', '.join(AXES)}, such as data=4,tensor=2"
             )
         sizes[axis] = int(size)
     return sizes

@@ -1,6 +1,7 @@
 """Several processes that know of each other (`jax.distributed`): TPU pods, SLURM, or named by hand."""
 
 import importlib.metadata
+import re
 
 import jax
 
@@ -19,9 +20,15 @@ def join(coordinator: str, process: tuple[int, int] | None) -> None:
     """
     if (coordinator == AUTOMATIC) != (process is None):
         raise SettingError("give `process` such as 1/4 beside `coordinator` HOST:PORT, and not beside auto")
+    if coordinator != AUTOMATIC and not re.fullmatch(r"\S+:[0-9]{1,5}", coordinator):
+        raise SettingError(f"`coordinator` must be HOST:PORT or auto, found {coordinator!r}")
     index, count = process or (None, None)
+    # jax would listen on every interface; whoever reaches the port can join.
+    bind = coordinator if index == 0 else None
     try:
-        jax.distributed.initialize(None if process is None else coordinator, count, index)
+        jax.distributed.initialize(
+            None if process is None else coordinator, count, index, coordinator_bind_address=bind
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(

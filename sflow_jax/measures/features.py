@@ -181,7 +181,7 @@ def abstract_features(info: FeaturesInfo) -> nnx.Module:
 def restore_features(
     folder: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> Features:
-    """The network of a converted features folder, by default in its stored dtype.
+    """The network of a converted features folder, by default in its stored dtype (on CPUs float16 as float32).
 
     Raises CheckpointError for folders that are not features, or are damaged.
     """
@@ -189,4 +189,6 @@ def restore_features(
     verify_small(folder)
     module = abstract_features(info)
     places = dict.fromkeys(parameters(module), copied(mesh))
-    return Features.of(info, restore_network(folder, ITEM, module, info.dtype if dtype is None else dtype, places))
+    # XLA has no products of float16 for CPUs.
+    stored = "float32" if info.dtype == "float16" and jax.default_backend() == "cpu" else info.dtype
+    return Features.of(info, restore_network(folder, ITEM, module, stored if dtype is None else dtype, places))

@@ -18,9 +18,11 @@ from PIL import Image, ImageCms, ImageOps
 logger = logging.getLogger(__name__)
 Picture = str | os.PathLike | Image.Image | np.ndarray
 # A profile's colour space → the mode that it describes.
+GREYS = ("1", "L", "LA")
 PROFILE_MODES = {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 # EXIF's tag, and what turns a picture upright.
 ORIENTATION = 0x0112
+TIFF_BITS, TIFF_FORMAT = 258, 339
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,7 +42,10 @@ def open_picture(picture: Any) -> Image.Image:
     to.
     """
     if isinstance(picture, str | os.PathLike):
-        return _to_srgb(_decode(epath.Path(picture)))
+        try:
+            return _to_srgb(_decode(epath.Path(picture)))
+        except ValueError as error:
+            raise ValueError(str(error).replace("the picture", f"picture {picture}")) from error
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(
@@ -54,8 +59,14 @@ def open_picture(picture: Any) -> Image.Image:
 
 def _decode(path: epath.Path) -> Image.Image:
     """A picture file, all of it; ValueError in one line."""
-    if not path.exists():
-        raise ValueError(f"no picture at {path}")
+    try:
+        if not os.fspath(path).strip(".") or not path.exists():
+            raise ValueError(f"no picture at {os.fspath(path)!r}")
+    except (KeyError, OSError) as error:
+        # A name that is too long, or an address of a kind that epath does not know.
+        raise ValueError(
+            f"cannot read the picture at {os.fspath(path)[:80]}: {error}; give a local file"
+        ) from error
     # A folder, or a pipe or device, which may have no end (epath takes these for files).
     if path.is_dir() or not ("://" in os.fspath(path) or Path(path).is_file()):
         raise ValueError(f"{path} is not a picture file")
@@ -96,10 +107,19 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
     levels = np.asarray(picture, np.float64)
     if not np.isfinite(levels).all():
         raise ValueError("the picture has numbers that are not finite")
+    return Image.fromarray(np.round(np.clip(levels / _brightest(picture), 0, 1) * 255).astype(np.uint8))
+
+
+def _brightest(picture: Image.Image) -> float:
+    """The level of white in a grey picture of more than 8 bits."""
+    if picture.mode == "F":
+        return 1.0
+    tags = getattr(picture, "tag_v2", {})
+    bits, signed = tags.get(TIFF_BITS, (32,))[0], tags.get(TIFF_FORMAT, (1,))[0] == 2
+    if bits == 16 and signed:
+        return 2.0**15 - 1
     # PNG and PPM have at most 16 bits, which Pillow may open as 32.
-    short = picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM")
-    brightest = 1.0 if picture.mode == "F" else 65_535 if short else 2**31 - 1
-    return Image.fromarray(np.round(np.clip(levels / brightest, 0, 1) * 255).astype(np.uint8))
+    return 2.0**16 - 1 if picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM") else 2.0**31 - 1
 
 
 def _convert_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
@@ -108,8 +128,11 @@ def _convert_profile(picture: Image.Image, profile: bytes | None) -> Image.Image
         return picture
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = PROFILE_MODES.get(source.profile.xcolor_space.strip(), "RGB")
+        if mode == "L" and picture.mode not in GREYS:
+            raise ValueError("a profile of greys on a picture of colours")
         # A grey picture may carry a profile of colours.
-        picture = picture.convert(PROFILE_MODES.get(source.profile.xcolor_space.strip(), "RGB"))
+        picture = picture.convert(mode)
         return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         logger.warning("the picture's colour profile cannot be used (%s); taken as sRGB", error)

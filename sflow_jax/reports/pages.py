@@ -1,6 +1,7 @@
 """Self-contained HTML pages from templates: how they show numbers, pictures and charts."""
 
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Iterable
@@ -67,6 +68,11 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %")
 
 
+def sha256(text: str) -> str:
+    """By which a page's policy allows its own script and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
 def layer_list(layers: Iterable[int]) -> str:
     """`0, 1, 2`, or `none`."""
     return ", ".join(map(str, layers)) or "none"
@@ -97,4 +103,5 @@ _ENVIRONMENT.filters |= {
     "percent": percent,
     "layers": layer_list,
     "plain": plain,
+    "sha256": sha256,
 }

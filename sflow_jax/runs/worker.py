@@ -1,6 +1,7 @@
 """Which share of a run a process does."""
 
 import dataclasses
+import re
 
 from sflow_jax.errors import SettingError
 
@@ -8,8 +9,9 @@ from sflow_jax.errors import SettingError
 def parse_place(text: str, name: str) -> tuple[int, int]:
     """`2/4`, the second of four, as (1, 4); SettingError naming the setting for anything else."""
     index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise SettingError(f"`{name}` must be such as 1/4 to 4/4, found {text!r}")
+    numbers = re.fullmatch(r"[0-9]{1,6}", index) and re.fullmatch(r"[0-9]{1,6}", count)
+    if not (numbers and 1 <= int(index) <= int(count)):
+        raise SettingError(f"`{name}` must be such as 1/4 to 4/4, found {text[:40]!r}")
     return int(index) - 1, int(count)
 
 

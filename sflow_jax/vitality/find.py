@@ -21,12 +21,11 @@ from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.pictures import keeper
 from sflow_jax.vitality.plan import SweepPlan, elimination_of, plan_sweep, rule_of
+from sflow_jax.vitality.scores import SURE
 from sflow_jax.vitality.summary import Summary, summarise
 from sflow_jax.vitality.sweep import Sweep, spent
 
 SCORES_FILE = "scores.json"
-# Share of resamples that must choose a set before it is recorded without being asked twice.
-SURE = 0.9
 
 
 def find_vital_layers(

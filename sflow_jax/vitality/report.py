@@ -15,7 +15,7 @@ from sflow_jax.storage.paths import absolute
 from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg, vitality_chart, windows_chart
 from sflow_jax.vitality.pictures import Comparison, kept_comparisons
 from sflow_jax.vitality.plan import SweepPlan
-from sflow_jax.vitality.scores import COVERAGE, MEASURES, RESAMPLES
+from sflow_jax.vitality.scores import COVERAGE, MEASURES, RESAMPLES, SURE
 from sflow_jax.vitality.summary import Summary, VariantScore
 
 PROMPTS_SHOWN = 3
@@ -70,6 +70,7 @@ def report_page(summary: Summary, pictures: Sequence[Comparison], costs: Mapping
         rule=_rule(summary.choice.rule),
         coverage=f"{100 * COVERAGE:g} %",
         resamples=RESAMPLES,
+        sure=SURE,
         columns=PICTURES_SHOWN,
         prompts=_prompts(summary.layers),
         measures=[name for name in MEASURES[1:] if not all(np.isnan(getattr(s, name)) for s in summary.layers)],

@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 from sflow_jax.errors import SettingError
 
 RESAMPLES = 2000
+# Share of them that must choose a set before it is recorded without being asked twice.
+SURE = 0.9
 # Of the intervals.
 COVERAGE = 0.95
 MEASURES = ("dino", "clip", "psnr", "ssim")

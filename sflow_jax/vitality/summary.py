@@ -126,7 +126,7 @@ class Summary:
         return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Summary":
+    def from_json(cls, text: str | bytes) -> "Summary":
         """Inverse of `to_json`; ValueError where the text is not one."""
         try:
             fields = parse_json(text, dict[str, Any])
