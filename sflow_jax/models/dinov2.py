@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sflow_jax.models.attention import self_attention
 from sflow_jax.models.layers import LayerNorm, parameter_dtype, stacked
 
 # The coefficient of torch's bicubic kernel, with which the published models were trained and are run.
@@ -114,7 +115,7 @@ class Dinov2Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = self_attention(query, key, value)
         x = x + self.attention_scale[...][None, None] * self.out(mixed)
         hidden = self.activate(self.mlp_in(self.mlp_norm(x)))
         return x + self.mlp_scale[...][None, None] * self.mlp_out(hidden)
