@@ -42,9 +42,9 @@ class State(NamedTuple):
 class Step(NamedTuple):
     """All that distinguishes one step from another: data, never a reason to compile.
 
-    sigma: the time given to the velocity. look_ahead: a. scale: c. coupling: ρ. pull: ζ. keep_offset: k.
-    agreement: κ. reference_scale: b. reference_pull: μ. offset: of a group's point. drift: of what is not weighted.
-    weight: w of each token, 0…1. source: what member 0 of each group becomes after the step, where `replay` is true.
+    sigma: the time given to the velocity. look_ahead: a. scale: c. coupling: ρ. pull: ζ. keep_offset: k. agreement:
+    κ. reference_scale: b. reference_pull: μ. offset: of a group's point. drift: of what is not weighted. weight: w
+    of each token, 0…1. source: what member 0 of each group becomes after the step, where `replay` is true.
     """
 
     sigma: AnyArray
@@ -152,8 +152,11 @@ def denoising_steps(
     solver: Solver = EULER,
     path: Path | None = None,
     replay: str = "aligned",
+    begin: int = 0,
 ) -> Iterator[list[Step]]:
     """Interval by interval from noise to picture, along `sigmas` descending: the steps of each.
+
+    begin: intervals left out at the noise's end.
 
     path: a picture's inversion, replayed by member 0. replay: "aligned": after every interval the source sits on
     the stored state of the sigma reached; "residual": besides, velocities are evaluated where inversion evaluated
@@ -163,9 +166,9 @@ def denoising_steps(
     if replay not in REPLAYS:
         raise SettingError(f"unknown `replay` {replay!r}; choose one of {', '.join(REPLAYS)}")
     replays, last = path is not None and replay != "none", len(sigmas) - 1
-    for i in range(last):
+    for i in range(begin, last):
         interventions, sigma, sigma_next = control.interventions(i), float(sigmas[i]), float(sigmas[i + 1])
-        evaluations, changes, stored = solver.crossing(sigma, sigma_next, first=i == 0), {}, last - i - 1
+        evaluations, changes, stored = solver.crossing(sigma, sigma_next, first=i == begin), {}, last - i - 1
         if replays:
             changes = {"source": path.trajectory[stored][None], "replay": True}
         if replays and replay == "residual":
