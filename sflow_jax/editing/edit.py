@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,9 +160,10 @@ def _asked_region(request: Request, method: Method) -> Any:
         raise SettingError("`paste` needs `image`, whose own pixels stay outside the region")
     if isinstance(wanted, RegionRecipe):
         return wanted
-    # A text without a dot or a slash is a preset's name; others are files.
-    is_name = isinstance(wanted, str) and not set("./\\") & set(wanted)
-    return find_recipe(wanted) if is_name else wanted
+    # A text without a dot or a slash is a preset's name; others are files, read now, before anything is computed.
+    if isinstance(wanted, str) and not set("./\\") & set(wanted):
+        return find_recipe(wanted)
+    return open_picture(wanted) if isinstance(wanted, str | os.PathLike) else wanted
 
 
 def _regions(editor: Editor, mask: Any, method: Method) -> Float[np.ndarray, "e r q"] | None:

@@ -65,6 +65,17 @@ class RegionRecipe:
         return dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnRegion:
+    """A region that the user draws. mask: see `read_region`. close, grow, soften, invert: see `RegionRecipe`."""
+
+    mask: Any
+    close: int = 0
+    grow: int = 0
+    soften: float = 0.0
+    invert: bool = False
+
+
 REGIONS: dict[str, RegionRecipe] = {
     AUTO_REGION: RegionRecipe(),
     "decflowedit": RegionRecipe(
@@ -133,6 +144,10 @@ def read_region(mask: Any, canvas: Canvas) -> Float[np.ndarray, "r q"]:
     Arrays are of the canvas's tokens or of its pixels: true or false, 0…1, or levels of 255. A token belongs to the
     region if any pixel of it does. SettingError for other shapes and numbers.
     """
+    if isinstance(mask, DrawnRegion):
+        region = read_region(mask.mask, canvas)
+        region = 1 - region if mask.invert else region
+        return shape_region(region, close=mask.close, grow=mask.grow, soften=mask.soften)
     if isinstance(mask, str | os.PathLike | Image.Image):
         levels = fit_picture(open_picture(mask), canvas.height, canvas.width).mean(axis=-1) / 255
     else:
