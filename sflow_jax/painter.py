@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,9 @@ from sflow_jax.progress import Progress, ignore
 from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import interleave
-from sflow_jax.sampling.solve import Solve
+from sflow_jax.sampling.solve import Reached, Solve
 from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Solver
-from sflow_jax.sampling.steps import denoising_steps, inversion_steps
+from sflow_jax.sampling.steps import Blank, Step, denoising_steps, inversion_steps
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo, check_networks, load_network, verify_small
 from sflow_jax.storage.placement import in_host_memory, on_device
@@ -167,14 +167,53 @@ class Painter:
         """
         control.check(len(noise), canvas.tokens, self.info.configs["transformer"].heads)
         first, last = between or (0, control.steps)
-        solve = self._solve(canvas, conditioning, guidance, negative, groups)
         sigmas = self.schedule.sigmas(control.steps, canvas.tokens)
-        intervals = denoising_steps(sigmas, control, solve.blank, solver=solver, path=inversion, replay=replay)
-        latents = noise
-        progress(0, last - first, what)
-        for done, reached in enumerate(solve(noise, itertools.islice(intervals, first, last)), 1):
+
+        def path(blank: Blank) -> Iterator[list[Step]]:
+            intervals = denoising_steps(sigmas, control, blank, solver=solver, path=inversion, replay=replay)
+            return itertools.islice(intervals, first, last)
+
+        return self.follow(
+            noise,
+            conditioning,
+            path,
+            canvas,
+            intervals=last - first,
+            guidance=guidance,
+            negative=negative,
+            groups=groups,
+            progress=progress,
+            what=what,
+        )
+
+    def follow(
+        self,
+        latents: Float[AnyArray, "b s c"],
+        conditioning: Conditioning,
+        path: Callable[[Blank], Iterable[list[Step]]],
+        canvas: Canvas,
+        *,
+        intervals: int,
+        guidance: Float[np.ndarray, " b"],
+        negative: Conditioning | None = None,
+        groups: int = 1,
+        reference: Float[AnyArray, "b s c"] | None = None,
+        watch: Callable[[Reached], None] | None = None,
+        progress: Progress = ignore,
+        what: str = "painting",
+    ) -> Float[Array, "b s c"]:
+        """Latents at the end of any path of steps; one compilation for all paths of a batch's shape.
+
+        path: from blank steps to those of `intervals` intervals. negative: see `denoise`. reference: the second
+        path's start, see `sampling.steps`. watch: sees every interval's end before the next one uses it up.
+        """
+        solve = self._solve(canvas, conditioning, guidance, negative, groups)
+        progress(0, intervals, what)
+        for done, reached in enumerate(solve(latents, path(solve.blank), reference=reference), 1):
             latents = reached.latents
-            progress(done, last - first, what)
+            if watch is not None:
+                watch(reached)
+            progress(done, intervals, what)
         latents = on_this_host(latents)
         if not _all_finite(latents):
             raise SettingError(
@@ -193,10 +232,19 @@ class Painter:
         guidance: Float[np.ndarray, " 1"],
         negative: Conditioning | None = None,
         solver: Solver = REFERENCE_INVERSION,
+        noise: Float[AnyArray, "s c"] | None = None,
         settings: dict | None = None,
         progress: Progress = ignore,
     ) -> Inversion:
-        """A picture's path to noise, with all that exact replay needs. settings: to be kept with it."""
+        """A picture's path to noise, with all that exact replay needs.
+
+        noise: what the path first heads for, for solvers that do (`towards_noise`). settings: to be kept with it.
+        """
+        heading = None
+        if solver.towards_noise:
+            if noise is None:
+                raise SettingError(f"`solver` {solver.name} needs `noise`")
+            heading = noise[None] - latents
         sigmas = self.schedule.sigmas(steps, canvas.tokens)
         control = LayerControl.none(steps, 1, self.layers)
         solve = self._solve(canvas, conditioning, guidance, negative, groups=1)
@@ -205,7 +253,7 @@ class Painter:
         looks_ahead = any(interval[-1].look_ahead for interval in intervals)
         states, points = [np.asarray(latents)], []
         progress(0, steps, "inverting")
-        for done, reached in enumerate(solve(latents, intervals), 1):
+        for done, reached in enumerate(solve(latents, intervals, velocity=heading), 1):
             states.append(jnp.copy(reached.latents))
             if looks_ahead:
                 points.append(jnp.copy(reached.point))

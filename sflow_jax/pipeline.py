@@ -1,10 +1,9 @@
 """StableFlow: text and pictures in, pictures out."""
 
 import dataclasses
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -13,23 +12,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.edit import Request, checked_noise, edit_pictures, find_region
+from sflow_jax.editing.methods import AUTO_REGION, Method
+from sflow_jax.editing.regions import RegionRecipe, find_recipe
+from sflow_jax.editing.sources import invert_picture, no_prompt
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults
 from sflow_jax.families.text import TextEncoder
-from sflow_jax.machine.meshes import on_this_host
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.painter import Painter
-from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture
 from sflow_jax.progress import Progress, as_progress
 from sflow_jax.results import Edit, Generation, Inversion
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.schedule import Schedule
-from sflow_jax.sampling.solvers import find_solver
 from sflow_jax.settings import (
     AUTOMATIC,
-    NUDGE,
     EditSettings,
     GenerationSettings,
     InversionSettings,
@@ -40,19 +39,7 @@ from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.find import find_vital_layers
 from sflow_jax.vitality.summary import Summary
 
-logger = logging.getLogger(__name__)
 Layers = str | Iterable[int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where an edit begins: noise [s, c], and for a real picture its inversion and nudge."""
-
-    canvas: Canvas
-    steps: int
-    noise: Float[np.ndarray, "s c"]
-    inversion: Inversion | None
-    nudge: float
 
 
 class StableFlow:
@@ -179,7 +166,7 @@ class StableFlow:
         """
         asked = GenerationSettings(steps=steps, guidance=guidance, seed=seed)
         canvas, layers = self.info.canvas(height, width), self.resolve_layers(bypass)
-        start = self._noise(seed, noise, canvas)
+        start = checked_noise(self.painter, seed, noise, canvas)
         conditioning = self.encode_prompts(prompts)
         batch = len(conditioning)
         scale = _guidance(guidance, self.defaults.guidance, batch)
@@ -197,7 +184,7 @@ class StableFlow:
             LayerControl.none(settings.steps, batch, self.layers).bypassing(layers),
             canvas,
             guidance=scale,
-            negative=self._negative(batch),
+            negative=no_prompt(self.painter, batch),
             groups=batch,
             progress=as_progress(progress),
             what="generating",
@@ -209,43 +196,27 @@ class StableFlow:
         image: Picture,
         prompt: str,
         *,
+        method: str | Method | None = None,
         steps: int | None = None,
         guidance: float | None = None,
-        nudge: float = NUDGE,
+        nudge: float | None = None,
         height: int | None = None,
         width: int | None = None,
-        solver: str = InversionSettings.solver,
+        solver: str | None = None,
+        seed: int = InversionSettings.seed,
         progress: bool | Progress = True,
     ) -> Inversion:
         """The noise that leads to a picture, and the way there (inverse Euler with latent nudging).
 
-        prompt: what the picture shows. nudge: the latents are multiplied by it first (paper: 1.15). solver: a name
-        of `sampling.solvers.SOLVERS`. Defaults: 50 steps, guidance 1.
+        prompt: what the picture shows. method: for edits by this method, whose settings hold where none are given;
+        by default the reference's: 50 steps, guidance 1, nudge 1.15. nudge: the latents are multiplied by it first.
+        solver: a name of `sampling.solvers.SOLVERS`. seed: of the noise that some solvers head for.
         """
-        asked = InversionSettings(steps=steps, guidance=guidance, nudge=nudge, solver=solver)
-        rule, canvas = find_solver(solver), self.info.canvas(height, width)
-        settings = {
-            "prompt": prompt,
-            "steps": asked.steps or self.defaults.real_steps,
-            "guidance": self.defaults.real_source_guidance if guidance is None else guidance,
-            "nudge": nudge,
-            "height": canvas.height,
-            "width": canvas.width,
-            "solver": rule.name,
-        }
-        conditioning = self.encode_prompts([prompt])
-        encoded = self.painter.encode_image(image, canvas)
-        return self.painter.invert(
-            np.asarray(on_this_host(encoded)) * np.float32(nudge),
-            conditioning,
-            canvas,
-            steps=settings["steps"],
-            guidance=_guidance(settings["guidance"], 1.0, 1),
-            negative=self._negative(1),
-            solver=rule,
-            settings=settings,
-            progress=as_progress(progress),
-        )
+        asked = InversionSettings(
+            method=method, steps=steps, guidance=guidance, nudge=nudge, height=height, width=width, solver=solver,
+            seed=seed,
+        )  # fmt: skip
+        return invert_picture(self.painter, image, prompt, asked, as_progress(progress))
 
     def edit(
         self,
@@ -254,57 +225,65 @@ class StableFlow:
         *,
         image: Picture | None = None,
         inversion: Inversion | None = None,
-        layers: Layers = EditSettings.layers,
+        method: str | Method | None = None,
+        layers: Layers | None = None,
         steps: int | None = None,
         guidance: float | Sequence[float] | None = None,
         seed: int = EditSettings.seed,
         noise: Float[AnyArray, "s c"] | None = None,
-        nudge: float = NUDGE,
+        nudge: float | None = None,
         unnudge: bool = EditSettings.unnudge,
-        replay: str = EditSettings.replay,
+        replay: str | None = None,
+        region: Any = None,
+        paste: bool = EditSettings.paste,
         edits_at_once: int = EditSettings.edits_at_once,
+        method_options: Mapping[str, Any] | None = None,
         height: int | None = None,
         width: int | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
         """Edits of a generated picture, or of a real one (`image`, or its `inversion`).
 
-        layers: where the source's image keys and values replace the edit's: "vital", "all", "none" or
-        global numbers. guidance: one number, or one a row, source first; a single number leaves the source
-        of a real picture at 1. unnudge: divide the latents by the nudge before decoding (the reference does
-        not). replay: how a real source follows its inversion, see `sampling.steps.denoising_steps`. More edits
-        than `edits_at_once` run in chunks beside the same source. A real picture's size, steps and nudge
-        are its inversion's.
+        method: a name of `editing.methods.METHODS`, by default "reference", or a `Method` of your own; what is None
+        here is the method's. method_options: other numbers of it by name, such as {"begin": 0.1}. layers: where the
+        source's image keys and values go into the edit's: "vital", "all", "none", "late" or global numbers.
+        guidance: one number, or one a row, source first; a single number leaves the source at the method's. region:
+        where pictures may change: "none", a preset of `editing.regions.REGIONS` such as "auto", a mask picture, or
+        an array of tokens or pixels. paste: outside the region keep the photo's own pixels. unnudge: divide the
+        latents by the nudge before decoding (the reference does not). replay: how a real source follows its
+        inversion, see `sampling.steps.denoising_steps`. More edits than `edits_at_once` run in chunks beside the
+        same source. A stored inversion's size, steps and nudge hold.
         """
         asked = EditSettings(
-            steps=steps, seed=seed, nudge=nudge, unnudge=unnudge, replay=replay, edits_at_once=edits_at_once
-        )
-        chosen, edits, batch = self.resolve_layers(layers), _checked_edits(edit_prompts), 1 + len(edit_prompts)
-        if image is not None and inversion is not None:
-            raise SettingError("give either `image` or `inversion`, not both")
-        shows = as_progress(progress)
-        if image is None and inversion is None:
-            scale = _guidance(guidance, self.defaults.guidance, batch)
-            start = self._generated_start(asked, noise, height, width)
-        else:
-            scale = self._real_guidance(guidance, batch)
-            if image is not None:
-                inversion = self.invert(
-                    image, source_prompt, steps=steps, nudge=nudge, height=height, width=width, progress=shows
-                )
-            start = self._real_start(inversion, source_prompt, steps, height, width)
-        settings = dataclasses.replace(
-            asked,
-            layers=chosen,
-            steps=start.steps,
-            guidance=tuple(scale.tolist()),
-            height=start.canvas.height,
-            width=start.canvas.width,
-            nudge=start.nudge,
-        )
-        latents = self._edited(start, self.encode_prompts([source_prompt, *edits]), scale, settings, shows)
-        decoded = latents / start.nudge if unnudge else latents
-        return Edit(self.painter.decode(decoded, start.canvas), latents, settings)
+            method=method, layers=layers, steps=steps, guidance=guidance, seed=seed, nudge=nudge, unnudge=unnudge,
+            replay=replay, region=region, paste=paste, edits_at_once=edits_at_once, method_options=method_options,
+            height=height, width=width,
+        )  # fmt: skip
+        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked)
+        return edit_pictures(self.painter, request, as_progress(progress))
+
+    def region(
+        self,
+        image: Picture,
+        source_prompt: str,
+        edit_prompt: str,
+        *,
+        recipe: str | RegionRecipe = AUTO_REGION,
+        guidance: float | None = None,
+        seed: int = EditSettings.seed,
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool | Progress = True,
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Which of a picture's tokens an edit would change, 0..1: where the velocities of both prompts differ.
+
+        recipe: a preset of `editing.regions.REGIONS`, or a `RegionRecipe`. guidance: of both prompts, by default as
+        method "coupled" has it.
+        """
+        return find_region(
+            self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed,
+            self.info.canvas(height, width), as_progress(progress),
+        )  # fmt: skip
 
     def find_vital_layers(
         self,
@@ -336,86 +315,6 @@ class StableFlow:
             noise, conditioning, control, canvas, guidance=guidance, groups=groups, **options
         )
 
-    def _edited(
-        self,
-        start: Start,
-        conditioning: Conditioning,
-        guidance: Float[np.ndarray, " b"],
-        settings: EditSettings,
-        progress: Progress,
-    ) -> Float[Array, "b s c"]:
-        """Latents of the source (row 0) and its edits, chunk by chunk."""
-        edits = len(conditioning) - 1
-        chunks = list(_chunks(edits, min(settings.edits_at_once, edits)))
-        control = LayerControl.none(start.steps, 1 + len(chunks[0]), self.layers).injecting(settings.layers)
-        rows: list[Array] = []
-        for number, chunk in enumerate(chunks):
-            members, before = [0, *chunk], number * start.steps
-
-            def shown(done: int, total: int, what: str, before: int = before) -> None:
-                progress(before + done, total * len(chunks), what)
-
-            latents = self.painter.denoise(
-                np.repeat(start.noise[None], len(members), axis=0),
-                conditioning.rows(members),
-                control,
-                start.canvas,
-                guidance=guidance[members],
-                negative=self._negative(len(members)),
-                inversion=start.inversion,
-                replay=settings.replay,
-                progress=shown,
-                what="editing",
-            )
-            rows.append(latents if not rows else latents[1:])
-        # Filling up the last chunk repeated its last edit.
-        return jnp.concatenate(rows)[: 1 + edits]
-
-    def _negative(self, batch: int) -> Conditioning | None:
-        """The branch without a prompt, for families whose guidance has one."""
-        return self.encode_prompts([""] * batch) if self.painter.family.guidance == "branches" else None
-
-    def _generated_start(self, asked: EditSettings, noise, height, width) -> Start:
-        canvas = self.info.canvas(height, width)
-        return Start(
-            canvas, asked.steps or self.defaults.edit_steps, self._noise(asked.seed, noise, canvas), None, 1.0
-        )
-
-    def _real_start(self, inversion: Inversion, prompt: str, steps, height, width) -> Start:
-        """The inversion's size and steps; SettingError when the caller asks for others, or it does not fit."""
-        settings = inversion.settings
-        for name, asked in (("steps", steps), ("height", height), ("width", width)):
-            if asked is not None and asked != settings[name]:
-                raise SettingError(
-                    f"the inversion was made with {name}={settings[name]}, not {asked}; invert again"
-                )
-        if prompt != settings["prompt"]:
-            logger.warning("the picture was inverted with another prompt: %r", settings["prompt"])
-        canvas = self.info.canvas(settings["height"], settings["width"])
-        expected = (settings["steps"] + 1, canvas.tokens, self.info.channels)
-        if inversion.trajectory.shape != expected:
-            raise SettingError(
-                f"the inversion is {list(inversion.trajectory.shape)}, not {list(expected)} as here; invert again"
-            )
-        return Start(canvas, settings["steps"], inversion.trajectory[-1], inversion, settings["nudge"])
-
-    def _noise(self, seed: int, noise: Float[AnyArray, "s c"] | None, canvas: Canvas) -> Float[np.ndarray, "s c"]:
-        shape = (canvas.tokens, self.info.channels)
-        if noise is None:
-            return self.painter.noise(canvas, seed)
-        if noise.shape != shape:
-            raise SettingError(
-                f"`noise` must be packed latents {list(shape)} at this size, found {list(noise.shape)}"
-            )
-        return np.asarray(noise, np.float32)
-
-    def _real_guidance(self, guidance: float | Sequence[float] | None, batch: int) -> Float[np.ndarray, " b"]:
-        """Guidance of a real source and its edits: a single number is the edits'."""
-        values = _guidance(guidance, self.defaults.real_edit_guidance, batch)
-        if guidance is None or np.ndim(guidance) == 0:
-            values[0] = self.defaults.real_source_guidance
-        return values
-
 
 def _guidance(guidance: float | Sequence[float] | None, default: float, batch: int) -> Float[np.ndarray, " b"]:
     """One float32 a row; SettingError for a wrong number of them."""
@@ -423,15 +322,3 @@ def _guidance(guidance: float | Sequence[float] | None, default: float, batch: i
     if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
         raise SettingError(f"`guidance` must be one number or {batch}, one a row, found {values.tolist()}")
     return np.broadcast_to(values, (batch,)).copy()
-
-
-def _checked_edits(edit_prompts: Sequence[str]) -> list[str]:
-    if isinstance(edit_prompts, str) or not edit_prompts:
-        raise SettingError(f"`edit_prompts` must be a list of at least one text, found {edit_prompts!r}")
-    return list(edit_prompts)
-
-
-def _chunks(edits: int, size: int) -> Iterator[list[int]]:
-    """Rows 1…edits in chunks of `size`; the last one is filled up with the last row."""
-    for start in range(1, edits + 1, size):
-        yield [min(row, edits) for row in range(start, start + size)]

@@ -38,12 +38,22 @@ class Edit:
     """A source picture and its edits; row 0 is the source.
 
     images: [1 + edits, y, x, 3] float32 in 0..1. latents: [1 + edits, s, c] float32. settings: with every default
-    filled in; layers as numbers, guidance one a row, nudge a real source's, else 1.
+    filled in; layers as numbers, guidance one a row, nudge a real source's, else 1. regions: where each edit might
+    change the picture, tokens, 0..1; None without one. evaluations: transformer passes, every row of every batch
+    one. method: with all its numbers (`editing.methods.Method`).
     """
 
     images: Float[np.ndarray, "b y x 3"]
     latents: Float[Array, "b s c"]
     settings: EditSettings
+    regions: Float[np.ndarray, "e rows columns"] | None = None
+    evaluations: int = 0
+    method: Any = None
+
+    @property
+    def region(self) -> Float[np.ndarray, "rows columns"] | None:
+        """Where any of the edits might change the picture."""
+        return None if self.regions is None else self.regions.max(axis=0)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -136,15 +136,22 @@ class GenerationSettings(PaintingSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InversionSettings(PaintingSettings):
-    """Of `invert`. solver: a name of `sampling.solvers.SOLVERS`. nudge: the latents are multiplied by it first."""
+    """Of `invert`. solver: a name of `sampling.solvers.SOLVERS`. nudge: the latents are multiplied by it first.
 
+    method: what is not set, is as this editing method inverts. seed: of the noise that some solvers head for.
+    """
+
+    method: str | None = setting(
+        None, "For edits by this method (see sflow edit --list-methods).", unset="reference"
+    )
     guidance: float | None = setting(None, "Guidance scale of the inversion.", kind=float, unset="1")
-    nudge: float = setting(NUDGE, "Latent nudging; 1 is none.", kind=float)
-    solver: str = "reference"
+    nudge: float | None = setting(None, "Latent nudging; 1 is none.", kind=float, unset=f"{NUDGE}, or the method's")
+    solver: str | None = setting(None, "Rule of the inversion, such as uni-inv.", unset="the method's")
+    seed: int = setting(0, "Seed of the noise that some solvers head for.", kind=int)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.nudge > 0:
+        if self.nudge is not None and not self.nudge > 0:
             raise SettingError(
                 f"`nudge` must be above 0, found {self.nudge} (the paper uses {NUDGE}; 1 means none)"
             )
@@ -152,22 +159,41 @@ class InversionSettings(PaintingSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditSettings(PaintingSettings):
-    """Of `edit`. layers: "vital", "all", "none" or numbers. guidance: one number, or one a row, source first."""
+    """Of `edit`. None is the method's.
 
-    layers: Any = setting("vital", "vital, all, none, or numbers such as 0,1,17-18.")
+    method: a name of `editing.methods.METHODS`, or a `Method`. layers: "vital", "all", "none", "late" or numbers.
+    guidance: one number, or one a row, source first. region: "none", a preset of `editing.regions.REGIONS`, a mask
+    picture's file, or from Python an array or a `RegionRecipe`. method_options: other numbers of the method by
+    name.
+    """
+
+    method: Any = setting(None, "How to edit; see --list-methods.", unset="reference")
+    layers: Any = setting(
+        None, "vital, all, none, late, or numbers such as 0,1,17-18.", unset="the method's; reference: vital"
+    )
     guidance: Any = setting(
-        None, "Guidance of the edits.", kind=float, unset="3.5; for photos 3, and 1 for the source"
+        None, "Guidance of the edits.", kind=float, unset="the method's; reference: 3.5, for photos 3, its source 1"
     )
     seed: int = setting(0, "Seed of the noise of a generated source.", kind=int)
-    nudge: float = setting(NUDGE, "Latent nudging of a photo; 1 is none.", kind=float)
+    nudge: float | None = setting(
+        None, "Latent nudging of a photo; 1 is none.", kind=float, unset=f"the method's; reference: {NUDGE}"
+    )
     unnudge: bool = setting(False, "Undo the nudge when decoding; the reference does not.", kind=bool)
-    replay: str = setting("aligned", "How a photo's own path is kept.", choices=REPLAYS)
+    replay: str | None = setting(
+        None, "How a photo's own path is kept.", choices=REPLAYS, unset="the method's; reference: aligned"
+    )
+    region: Any = setting(
+        None, "Where pictures may change: auto, none, or a mask picture (white changes).", unset="the method's"
+    )
+    paste: bool = setting(False, "Outside the region keep the photo's own pixels.", kind=bool)
     edits_at_once: int = setting(3, "Edits in one batch; fewer need less memory.", kind=int)
+    method_options: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("edits_at_once", self.edits_at_once, 1, MOST_PICTURES)
-        _one_of("replay", self.replay, REPLAYS)
+        if self.replay is not None:
+            _one_of("replay", self.replay, REPLAYS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

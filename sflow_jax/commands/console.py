@@ -44,9 +44,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except SettingError as error:
+        from sflow_jax.commands.methods import METHOD_FLAGS
         from sflow_jax.commands.options import flags_of
 
-        message = error.as_options(flags_of(Placement, SweepSettings))
+        message = error.as_options(METHOD_FLAGS | flags_of(Placement, SweepSettings))
         raise click.exceptions.UsageError(message) from error
     except (ValueError, OSError) as error:
         raise click.exceptions.UsageError(str(error)) from error

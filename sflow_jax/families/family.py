@@ -147,6 +147,10 @@ class Family(abc.ABC):
     def summed_numbers(self, configs: Configs) -> int:
         """Numbers a token that devices which split the layers add up in one step: sums × width of the stream."""
 
+    def method_settings(self, configs: Configs) -> Mapping[str, Mapping[str, Any]]:
+        """Editing method → settings that a model of these sizes wants otherwise than `editing.methods.METHODS`."""
+        return {}
+
     def layers(self, configs: Configs) -> int:
         """Number of layers of all kinds."""
         return sum(count for _, count in self.layer_kinds(configs))

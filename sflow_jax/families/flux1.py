@@ -23,6 +23,15 @@ from sflow_jax.settings import check_prompts
 # FLUX.1-dev: the paper's vital layers (figure 4), and the set that the authors' code injects in.
 FLUX_DEV_PAPER = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 FLUX_DEV_CODE = (0, 1, 17, 18, 25, 28, 53, 54, 56)
+# FLUX.1-dev's own settings of editing methods: where the authors inject, in global numbers. Those of `coupled` are
+# reasoned (guidance as the model was distilled for, a start as FlowEdit's), and not measured.
+SINGLE_LAYERS = "19-56"
+DEV_METHODS = {
+    "coupled": {"guidance": 3.5, "begin": 0.1},
+    "rf-solver": {"layers": "39-56"},
+    "fireflow": {"layers": SINGLE_LAYERS},
+    "directedit": {"layers": SINGLE_LAYERS},
+}
 PATCH = 2
 # What diffusers' folders of FLUX.1-dev and FLUX.1-schnell say.
 DEV_SCHEDULER = {
@@ -79,6 +88,9 @@ class Flux1(Family):
         if configs["transformer"] != FluxConfig.dev():
             return None
         return VitalLayers(FLUX_DEV_CODE, "Stable Flow's code, measured by its authors on FLUX.1-dev")
+
+    def method_settings(self, configs: Configs) -> Mapping[str, Mapping[str, Any]]:
+        return DEV_METHODS if configs["transformer"] == FluxConfig.dev() else {}
 
     def schedule(self, scheduler: Mapping[str, Any]) -> Schedule:
         return Schedule.from_hf(dict(scheduler))

@@ -33,3 +33,10 @@ def draw_noise(seed: int, tokens: int, channels: int) -> Float[np.ndarray, "s c"
     # A key takes 32 bits; seeds that fit in them keep the noise that they always had.
     key = jax.random.fold_in(jax.random.key(low), high) if high else jax.random.key(low)
     return np.asarray(jax.random.normal(key, (tokens, channels), jnp.float32))
+
+
+def draw_numbered_noise(seed: int, number: int, tokens: int, channels: int) -> Float[np.ndarray, "s c"]:
+    """As `draw_noise`, one of many noises of a seed, each its own. number: 0 and up."""
+    low, high = seed & 0xFFFF_FFFF, seed >> 32
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(low), high), number + 1)
+    return np.asarray(jax.random.normal(key, (tokens, channels), jnp.float32))

@@ -13,7 +13,8 @@ from sflow_jax.painter import decode_latents
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.guidance import BRANCHES
 from sflow_jax.sampling.solve import take_step
-from sflow_jax.sampling.steps import State, Step
+from sflow_jax.sampling.solvers import Evaluation
+from sflow_jax.sampling.steps import OPTIONAL, State, Step
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.placement import HOST, place_network, placement_of, places_of
@@ -101,13 +102,9 @@ def lower_step(
         abstract_weights(info, "transformer", placement),
         info.family.abstract_conditioning(info.configs, words, row),
         array((batch,)),
-        State(latents, latents),
+        State(latents, latents, latents),
         Step(
-            sigma=number,
-            look_ahead=number,
-            scale=number,
-            coupling=number,
-            pull=number,
+            **dict.fromkeys((*Evaluation._fields, *OPTIONAL), number),
             offset=group,
             drift=group,
             weight=array((batch, canvas.tokens, 1)),

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from sflow_jax.errors import SettingError
 from sflow_jax.models.interventions import Interventions, LayerInterventions
 
-NAMED_LAYERS = ("vital", "all", "none")
-LAYERS_FORM = "vital, all, none, or numbers and ranges such as 0,1,17-18"
+NAMED_LAYERS = ("vital", "all", "none", "late")
+LAYERS_FORM = "vital, all, none, late, or numbers and ranges such as 0,1,17-18"
 DIGITS = 4
 # Unknown layers that a message names.
 SHOWN = 8
@@ -36,7 +36,7 @@ def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
 
 
 def parse_layers(text: str) -> str | tuple[int, ...]:
-    """`vital`, `all` and `none` as they are; `0,1,17-18` as numbers. SettingError for anything else."""
+    """`vital`, `all`, `none` and `late` as they are; `0,1,17-18` as numbers. SettingError for anything else."""
     if text in NAMED_LAYERS:
         return text
     numbers: list[int] = []

@@ -69,10 +69,11 @@ def take_step(
 
 
 class Reached(NamedTuple):
-    """Where a solve is after an interval. point: where the last velocity was evaluated."""
+    """Where a solve is after an interval. point: where the last velocity was evaluated. velocity: that one."""
 
     latents: Float[Array, "b s c"]
     point: Float[Array, "b s c"]
+    velocity: Float[Array, "b s c"]
 
 
 class Solve:
@@ -106,12 +107,21 @@ class Solve:
             branches=len(conditioning) == BRANCHES * batch,
         )
 
-    def __call__(self, latents: Float[AnyArray, "b s c"], intervals: Iterable[list[Step]]) -> Iterator[Reached]:
+    def __call__(
+        self,
+        latents: Float[AnyArray, "b s c"],
+        intervals: Iterable[list[Step]],
+        *,
+        velocity: Float[AnyArray, "b s c"] | None = None,
+        reference: Float[AnyArray, "b s c"] | None = None,
+    ) -> Iterator[Reached]:
         """Yield where every interval ends; the host prepares one step while the device computes another.
 
-        The next interval uses up what was yielded: copy what is to be kept.
+        The next interval uses up what was yielded: copy what is to be kept. velocity, reference: at the start, see
+        `State`; zeros by default.
         """
-        start = State(latents, np.zeros(latents.shape, np.float32))
+        zeros = np.zeros(latents.shape, np.float32)
+        start = State(latents, *(zeros if x is None else x for x in (velocity, reference)))
         state, done = jax.device_put(start, self.sharding, may_alias=False), None
         for steps in intervals:
             for step in steps:
@@ -119,5 +129,5 @@ class Solve:
                 # Waiting for the step before keeps progress honest without ever idling the device.
                 jax.block_until_ready(done)
                 done = following
-            yield Reached(state.latents, point)
+            yield Reached(state.latents, point, state.velocity)
         jax.block_until_ready(done)

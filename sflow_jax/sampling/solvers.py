@@ -24,12 +24,14 @@ class Solver:
     """How an interval from one sigma to the next is crossed.
 
     evaluations: of the interval, the last of which moves the latents. warm_up: whether a velocity at the first
-    point is needed before. order: of convergence.
+    point is needed before. towards_noise: whether a path from a picture takes drawn noise minus the picture for the
+    velocity before the first one. order: of convergence.
     """
 
     name: str
     evaluations: Callable[[float, float], tuple[Evaluation, ...]]
     warm_up: bool = False
+    towards_noise: bool = False
     order: int = 1
 
     def crossing(self, sigma: float, sigma_next: float, first: bool) -> tuple[Evaluation, ...]:
@@ -73,6 +75,8 @@ SOLVERS: dict[str, Solver] = {
         Solver("fireflow", _reused_midpoint, warm_up=True, order=2),
         # Looks ahead to the destination along the velocity before: N + 1 calls.
         Solver("uni-inv", _ahead, warm_up=True),
+        # DNAEdit's inversion: the same, but the first look ahead is along the straight line to drawn noise.
+        Solver("dnaedit", _ahead, towards_noise=True),
     )
 }
 EULER, REFERENCE_INVERSION = SOLVERS["euler"], SOLVERS["reference"]

@@ -2,7 +2,9 @@
 
     point = z + a·p + offset                 a: how far to look ahead along p, the velocity before
     v     = u(point, σ)
-    z     ← z + (1 − w)·drift − ζ·(z − z_source) + c·w·(v − ρ·v_source)
+    w     ← w·(1 + κ·(cos(v, ±drift) − 1))   κ: whether agreement with the source's stored way counts
+    r     ← r + b·(v − v_source)             r: a second path, which begins at the picture
+    z     ← z + k·offset + (1 − w)·drift − ζ·(z − z_source) + μ·(z − r) + c·w·(v − ρ·v_source)
     p     ← v
 
 Knows no network: a velocity is any function of latents and sigma. Nearly every published solver and editor is a
@@ -27,18 +29,22 @@ Velocity = Callable[[Array, Array], AnyArray]
 
 
 class State(NamedTuple):
-    """What a step hands to the next: latents z, and the velocity before, p (zeros at first)."""
+    """What a step hands to the next.
+
+    latents: z. velocity: the one before, p (zeros at first). reference: r; None where no step is drawn to it.
+    """
 
     latents: Float[AnyArray, "b s c"]
     velocity: Float[AnyArray, "b s c"]
+    reference: Float[AnyArray, "b s c"] | None = None
 
 
 class Step(NamedTuple):
     """All that distinguishes one step from another: data, never a reason to compile.
 
-    sigma: the time given to the velocity. look_ahead: a. scale: c. coupling: ρ. pull: ζ. offset: of a group's
-    point. drift: of what is not weighted. weight: w of each token, 0…1. source: what member 0 of each group becomes
-    after the step, where `replay` is true.
+    sigma: the time given to the velocity. look_ahead: a. scale: c. coupling: ρ. pull: ζ. keep_offset: k. agreement:
+    κ. reference_scale: b. reference_pull: μ. offset: of a group's point. drift: of what is not weighted. weight: w
+    of each token, 0…1. source: what member 0 of each group becomes after the step, where `replay` is true.
     """
 
     sigma: AnyArray
@@ -46,12 +52,22 @@ class Step(NamedTuple):
     scale: AnyArray
     coupling: AnyArray
     pull: AnyArray
+    keep_offset: AnyArray
+    agreement: AnyArray
+    reference_scale: AnyArray
+    reference_pull: AnyArray
     offset: Float[AnyArray, "g s c"]
     drift: Float[AnyArray, "g s c"]
     weight: Float[AnyArray, "b s 1"]
     source: Float[AnyArray, "g s c"]
     replay: AnyArray
     interventions: Interventions
+
+
+# Terms of the rule that plain steps do not have.
+OPTIONAL = ("coupling", "pull", "keep_offset", "agreement", "reference_scale", "reference_pull")
+# Lengths below it have no direction.
+TINY = 1e-8
 
 
 class Blank(NamedTuple):
@@ -68,8 +84,7 @@ class Blank(NamedTuple):
     def step(self, evaluation: Evaluation, interventions: Interventions, **changes) -> Step:
         """A step of a solver, and what else it does (fields of `Step`)."""
         plain = {
-            "coupling": 0.0,
-            "pull": 0.0,
+            **dict.fromkeys(OPTIONAL, 0.0),
             "offset": self.groups,
             "drift": self.groups,
             "weight": self.weight,
@@ -77,8 +92,7 @@ class Blank(NamedTuple):
             "replay": False,
         }
         numbers = evaluation._asdict() | plain | changes
-        scalars = ("sigma", "look_ahead", "scale", "coupling", "pull")
-        numbers |= {name: np.float32(numbers[name]) for name in scalars}
+        numbers |= {name: np.float32(numbers[name]) for name in (*Evaluation._fields, *OPTIONAL)}
         return Step(**numbers | {"replay": np.asarray(numbers["replay"]), "interventions": interventions})
 
 
@@ -96,13 +110,25 @@ def advance(velocity: Velocity, state: State, step: Step) -> tuple[State, Float[
         """A group's array for each of its members."""
         return jnp.repeat(x, members, axis=0)
 
-    latents = state.latents
+    latents, drift = state.latents, spread(step.drift)
     point = latents + step.look_ahead * state.velocity + spread(step.offset)
     v = velocity(point, step.sigma)
-    moved = latents + (1 - step.weight) * spread(step.drift) - step.pull * (latents - sources(latents))
-    moved = moved + step.scale * step.weight * (v - step.coupling * sources(v))
+    weight = step.weight * (1 + step.agreement * (_agreement(v, jnp.sign(step.scale) * drift) - 1))
+    moved = latents + (1 - weight) * drift - step.pull * (latents - sources(latents))
+    moved = moved + step.scale * weight * (v - step.coupling * sources(v))
+    moved = moved + step.keep_offset * spread(step.offset)
+    reference = state.reference
+    if reference is not None:
+        reference = reference + step.reference_scale * (v - sources(v))
+        moved = moved + step.reference_pull * (latents - reference)
     replayed = (step.replay & (jnp.arange(batch) % members == 0))[:, None, None]
-    return State(jnp.where(replayed, spread(step.source), moved), v), point
+    return State(jnp.where(replayed, spread(step.source), moved), v, reference), point
+
+
+def _agreement(v: AnyArray, other: AnyArray) -> Float[Array, "b 1 1"]:
+    """Cosine of both velocities at every token, its mean over the tokens."""
+    lengths = [jnp.maximum(jnp.linalg.norm(x, axis=-1), TINY) for x in (v, other)]
+    return ((v * other).sum(axis=-1) / (lengths[0] * lengths[1])).mean(axis=-1)[:, None, None]
 
 
 @runtime_checkable
@@ -126,8 +152,11 @@ def denoising_steps(
     solver: Solver = EULER,
     path: Path | None = None,
     replay: str = "aligned",
+    begin: int = 0,
 ) -> Iterator[list[Step]]:
     """Interval by interval from noise to picture, along `sigmas` descending: the steps of each.
+
+    begin: intervals left out at the noise's end.
 
     path: a picture's inversion, replayed by member 0. replay: "aligned": after every interval the source sits on
     the stored state of the sigma reached; "residual": besides, velocities are evaluated where inversion evaluated
@@ -137,9 +166,9 @@ def denoising_steps(
     if replay not in REPLAYS:
         raise SettingError(f"unknown `replay` {replay!r}; choose one of {', '.join(REPLAYS)}")
     replays, last = path is not None and replay != "none", len(sigmas) - 1
-    for i in range(last):
+    for i in range(begin, last):
         interventions, sigma, sigma_next = control.interventions(i), float(sigmas[i]), float(sigmas[i + 1])
-        evaluations, changes, stored = solver.crossing(sigma, sigma_next, first=i == 0), {}, last - i - 1
+        evaluations, changes, stored = solver.crossing(sigma, sigma_next, first=i == begin), {}, last - i - 1
         if replays:
             changes = {"source": path.trajectory[stored][None], "replay": True}
         if replays and replay == "residual":

@@ -106,10 +106,15 @@ class ModelInfo:
         return Canvas.of(*sides, self.family.token_side(self.configs))
 
     def resolve_layers(self, layers: str | Iterable[int]) -> tuple[int, ...]:
-        """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError if there are none."""
+        """Global numbers of "vital", "all", "none", "late" (the last third), "0,1,17-18" or a sequence.
+
+        SettingError if there are none.
+        """
         chosen = parse_layers(layers) if isinstance(layers, str) else layers
         if chosen == "all":
             return tuple(range(self.layers))
+        if chosen == "late":
+            return tuple(range(2 * self.layers // 3, self.layers))
         if chosen == "none":
             return ()
         if chosen == "vital":

@@ -1,0 +1,1 @@
+"""Editing: methods by name, their paths as steps, regions, choosing among candidates."""

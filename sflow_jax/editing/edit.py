@@ -1,0 +1,265 @@
+"""Edits of one source by one method: which settings hold, what they need, and what comes back."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.editor import Editor, Prompts, inversion_passes
+from sflow_jax.editing.methods import NO_REGION, PHOTO_METHOD, REFERENCE, Method, find_method
+from sflow_jax.editing.regions import RegionRecipe, find_recipe, paste, read_region
+from sflow_jax.editing.sources import (
+    Source,
+    encoded,
+    inversion_settings,
+    invert_latents,
+    model_settings,
+    no_prompt,
+    painted_source,
+    source_of_inversion,
+)
+from sflow_jax.errors import SettingError
+from sflow_jax.painter import Painter
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_unit
+from sflow_jax.progress import Progress
+from sflow_jax.results import Edit, Inversion
+from sflow_jax.settings import EditSettings
+
+logger = logging.getLogger(__name__)
+# Where the user gives a region to a method that has none, the background stays until this share of the steps.
+LOCKED_UNTIL = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    source: its prompt. edits: theirs. image, inversion: of the source; without both it is painted. noise: packed
+    [s, c], replaces the seed of a painted source.
+    """
+
+    source: str
+    edits: Sequence[str]
+    image: Picture | None
+    inversion: Inversion | None
+    noise: Float[AnyArray, "s c"] | None
+    settings: EditSettings
+
+    def __post_init__(self) -> None:
+        if isinstance(self.edits, str) or not self.edits:
+            raise SettingError(f"`edit_prompts` must be a list of at least one text, found {self.edits!r}")
+        if self.image is not None and self.inversion is not None:
+            raise SettingError("give either `image` or `inversion`, not both")
+
+    @property
+    def painted(self) -> bool:
+        """Whether the model paints the source."""
+        return self.image is None and self.inversion is None
+
+    @property
+    def batch(self) -> int:
+        """The source and its edits."""
+        return 1 + len(self.edits)
+
+
+def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edit:
+    """Edits of one source; see `StableFlow.edit`."""
+    asked = request.settings
+    method = choose_method(painter, request)
+    layers = painter.info.resolve_layers(method.layers)
+    scale = guidance_of(method, asked.guidance, request.batch)
+    mask = _asked_region(request, method)
+    canvas = painter.info.canvas(asked.height, asked.width)
+    noise = checked_noise(painter, asked.seed, request.noise, canvas) if request.painted else None
+    if method.path == "painted":
+        return _painted_together(painter, request, method, layers, scale, canvas, noise, progress)
+    conditioning = painter.encode_prompts([request.source, *request.edits])
+    source, passes = _source(painter, request, method, conditioning, canvas, noise, progress)
+    if method.inverts:
+        method = method.changed(steps=source.inversion.settings["steps"], nudge=source.nudge)
+    prompts = Prompts(conditioning, scale, no_prompt(painter, request.batch))
+    editor = Editor(
+        painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
+        progress, passes,
+    )  # fmt: skip
+    regions = _regions(editor, mask, method)
+    method = _locking(method, regions)
+    latents = editor.edited(method, layers, regions)
+    return _result(painter, request, method, layers, scale, source, latents, regions, editor.passes)
+
+
+def choose_method(painter: Painter, request: Request) -> Method:
+    """The method that was asked for, or the default, with the model's and the user's settings."""
+    asked, given = request.settings, request.settings.method
+    if given is None:
+        given = REFERENCE if request.painted or request.inversion is not None else PHOTO_METHOD
+    of_model = model_settings(painter)
+    if request.painted:
+        defaults = painter.defaults
+        of_model[REFERENCE] = {"steps": defaults.edit_steps, "guidance": defaults.guidance, "nudge": 1.0}
+    method = find_method(given, of_model)
+    if request.painted and given == REFERENCE:
+        # One noise for all, painted side by side: the source has its edits' guidance.
+        method = dataclasses.replace(method, path="painted", source_guidance=None)
+    if method.path == "painted" and not request.painted:
+        raise SettingError(f"`method` {method.name} paints its source; give no `image` or `inversion`")
+    method = method.changed(**(asked.method_options or {}))
+    own = {"steps": asked.steps, "replay": asked.replay}
+    if not request.painted:
+        own["nudge"] = asked.nudge
+    if request.inversion is not None and method.inverts:
+        own["steps"] = request.inversion.settings["steps"]
+    if asked.layers is not None:
+        own["layers"] = asked.layers
+    return method.changed(**own)
+
+
+def guidance_of(method: Method, guidance: float | Sequence[float] | None, batch: int) -> Float[np.ndarray, " b"]:
+    """One a row, the source's first; a single number is the edits', and the source's where the method has none."""
+    values = np.asarray(method.guidance if guidance is None else guidance, np.float32)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
+        raise SettingError(f"`guidance` must be one number or {batch}, one a row, found {values.tolist()}")
+    rows = np.broadcast_to(values, (batch,)).copy()
+    if values.ndim == 0 and method.source_guidance is not None:
+        rows[0] = method.source_guidance
+    return rows
+
+
+def checked_noise(
+    painter: Painter, seed: int, noise: Float[AnyArray, "s c"] | None, canvas: Canvas
+) -> Float[np.ndarray, "s c"]:
+    """The caller's noise, or the seed's; SettingError for another shape."""
+    shape = (canvas.tokens, painter.info.channels)
+    if noise is None:
+        return painter.noise(canvas, seed)
+    if noise.shape != shape:
+        raise SettingError(f"`noise` must be packed latents {list(shape)} at this size, found {list(noise.shape)}")
+    return np.asarray(noise, np.float32)
+
+
+def _asked_region(request: Request, method: Method) -> Any:
+    """A recipe, a mask, or None. SettingError where there is nothing that could be kept outside it."""
+    asked = request.settings.region
+    wanted = method.region if asked is None else asked
+    if isinstance(wanted, str) and wanted == NO_REGION:
+        if request.settings.paste:
+            raise SettingError("`paste` needs a `region`: outside it the photo's own pixels stay")
+        return None
+    if method.path == "painted":
+        raise SettingError(
+            "`region` needs a picture to keep: give `image`, or another `method`, such as coupled "
+            "(reference paints the source and its edits side by side)"
+        )
+    if request.settings.paste and request.image is None:
+        raise SettingError("`paste` needs `image`, whose own pixels stay outside the region")
+    if isinstance(wanted, RegionRecipe):
+        return wanted
+    # A text without a dot or a slash is a preset's name; others are files, read now, before anything is computed.
+    if isinstance(wanted, str) and not set("./\\") & set(wanted):
+        return find_recipe(wanted)
+    return open_picture(wanted) if isinstance(wanted, str | os.PathLike) else wanted
+
+
+def _regions(editor: Editor, mask: Any, method: Method) -> Float[np.ndarray, "e r q"] | None:
+    """Where each edit may change the picture."""
+    if mask is None:
+        return None
+    if isinstance(mask, RegionRecipe):
+        return editor.regions(mask, method)
+    return np.repeat(read_region(mask, editor.canvas)[None], editor.prompts.edits, axis=0)
+
+
+def _locking(method: Method, regions: Any) -> Method:
+    """A region that the user gives to a method without one keeps the background."""
+    return method if regions is None or method.lock_until else method.changed(lock_until=LOCKED_UNTIL)
+
+
+def _source(painter, request, method, conditioning, canvas, noise, progress) -> tuple[Source, int]:
+    """What is edited, and the passes that its inversion took."""
+    asked = request.settings
+    if request.inversion is not None:
+        source = source_of_inversion(
+            painter, request.inversion, request.source, method, asked.steps, asked.height, asked.width
+        )
+        if (
+            method.inverts
+            and source.inversion.settings.get("solver", "reference") != method.inversion
+            and (method.name != REFERENCE)
+        ):
+            logger.warning(
+                "%s follows inversions by %s, and this one is by %s: make it with sflow invert --method %s",
+                method.name, method.inversion, source.inversion.settings.get("solver"), method.name,
+            )  # fmt: skip
+        return source, 0
+    if request.painted:
+        source = painted_source(painter, conditioning.rows([0]), canvas, noise, progress)
+    else:
+        source = Source(canvas, encoded(painter, request.image, canvas))
+    if not method.inverts:
+        return source, 0
+    wanted = inversion_settings(method)
+    inversion = invert_latents(
+        painter, source.picture, request.source, conditioning.rows([0]), canvas, wanted, asked.seed, progress
+    )
+    branches = Prompts(conditioning, np.full(1, wanted["guidance"], np.float32), no_prompt(painter, 1)).branches
+    passes = inversion_passes(method.inversion, method.steps, branches)
+    return dataclasses.replace(source, inversion=inversion), passes
+
+
+def _painted_together(painter, request, method, layers, scale, canvas, noise, progress) -> Edit:
+    """The source and its edits side by side from one noise (the reference's edits of generated pictures)."""
+    conditioning = painter.encode_prompts([request.source, *request.edits])
+    prompts = Prompts(conditioning, scale, no_prompt(painter, request.batch))
+    editor = Editor(
+        painter, canvas, noise, prompts, None, request.settings.seed, request.settings.edits_at_once, progress
+    )
+    latents = editor.edited(method, layers)
+    source = Source(canvas, np.asarray(latents[0]))
+    return _result(painter, request, method, layers, scale, source, latents, None, editor.passes)
+
+
+def _result(painter, request, method, layers, scale, source, latents, regions, passes) -> Edit:
+    """What comes back, with every default filled in."""
+    asked, canvas, nudge = request.settings, source.canvas, source.nudge if method.inverts else 1.0
+    region = asked.region if isinstance(asked.region, str) else method.region if asked.region is None else "own"
+    settings = dataclasses.replace(
+        asked,
+        method=method.name,
+        layers=layers,
+        steps=method.steps,
+        guidance=tuple(scale.tolist()),
+        height=canvas.height,
+        width=canvas.width,
+        nudge=nudge,
+        replay=method.replay,
+        region=region,
+    )
+    images = painter.decode(latents / nudge if asked.unnudge else latents, canvas)
+    if asked.paste:
+        photo = to_unit(fit_picture(open_picture(request.image), canvas.height, canvas.width))
+        images = np.concatenate([images[:1], paste(images[1:], photo, regions)])
+    return Edit(images, latents, settings, regions, passes, method)
+
+
+def find_region(
+    painter: Painter,
+    image: Picture,
+    prompts: tuple[str, str],
+    recipe: RegionRecipe,
+    guidance: float | None,
+    seed: int,
+    canvas: Canvas,
+    progress: Progress,
+) -> Float[np.ndarray, "rows columns"]:
+    """Where an edit (the second prompt) would change a picture; see `StableFlow.region`."""
+    method = find_method("coupled", model_settings(painter))
+    scale = np.full(2, method.guidance if guidance is None else guidance, np.float32)
+    asked = Prompts(painter.encode_prompts(prompts), scale, no_prompt(painter, 2))
+    editor = Editor(painter, canvas, encoded(painter, image, canvas), asked, None, seed, 1, progress)
+    return editor.regions(recipe, method)[0]

@@ -1,0 +1,210 @@
+"""A picture edited by a method: its inversion, its region, and its path, chunk by chunk of edits.
+
+Axes: b batch (row 0 the source), e edits, s image tokens, c channels.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.methods import Method
+from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
+from sflow_jax.editing.regions import RegionRecipe, region_of_differences
+from sflow_jax.models.conditioning import Conditioning
+from sflow_jax.painter import Painter
+from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.latents import draw_noise, draw_numbered_noise
+from sflow_jax.progress import Progress, ignore
+from sflow_jax.results import Inversion
+from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.guidance import BRANCHES
+from sflow_jax.sampling.solve import Reached
+from sflow_jax.sampling.solvers import Evaluation, find_solver
+from sflow_jax.sampling.steps import Blank, Step
+
+# Noises of a region are numbered from here on, clear of those of the steps.
+REGION_NOISES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Conditioning and guidance of the source (row 0) and its edits."""
+
+    conditioning: Conditioning
+    guidance: Float[np.ndarray, " b"]
+    negative: Conditioning | None
+
+    @property
+    def edits(self) -> int:
+        """Their number."""
+        return len(self.guidance) - 1
+
+    def rows(self, members: Sequence[int]) -> dict[str, Any]:
+        """Of these rows, as `Painter.follow` takes them."""
+        return {
+            "conditioning": self.conditioning.rows(members),
+            "guidance": self.guidance[list(members)],
+            "negative": None if self.negative is None else self.negative.rows(members),
+        }
+
+    def guided(self, guidance: float | None) -> "Prompts":
+        """The same with one guidance for all; None: the first edit's."""
+        value = self.guidance[1] if guidance is None else guidance
+        return dataclasses.replace(self, guidance=np.full(len(self.guidance), value, np.float32))
+
+    @property
+    def branches(self) -> int:
+        """Rows that the network sees for each one."""
+        return BRANCHES if self.negative is not None and np.any(self.guidance != 1) else 1
+
+
+def chunks(edits: int, size: int) -> Iterator[list[int]]:
+    """Rows of a batch: 0 and `size` of the rows 1…edits; the last batch is filled up with its last row."""
+    for start in range(1, edits + 1, size):
+        yield [0, *(min(row, edits) for row in range(start, start + size))]
+
+
+@dataclasses.dataclass
+class Editor:
+    """Edits one source picture by methods. passes: rows that the transformer has seen so far.
+
+    picture: clean latents [s, c]. prompts: of the source and the edits. inversion: the picture's, for methods that
+    follow one. seed: of every noise. at_once: edits in one batch.
+    """
+
+    painter: Painter
+    canvas: Canvas
+    picture: Float[np.ndarray, "s c"]
+    prompts: Prompts
+    inversion: Inversion | None = None
+    seed: int = 0
+    at_once: int = 3
+    progress: Progress = ignore
+    passes: int = 0
+
+    def noise(self, number: int) -> Float[np.ndarray, "s c"]:
+        """One of the seed's many noises, the same for all rows."""
+        return draw_numbered_noise(self.seed, number, *self.picture.shape)
+
+    def edited(
+        self, method: Method, layers: tuple[int, ...], regions: Float[np.ndarray, "e r q"] | None = None
+    ) -> Float[Array, "b s c"]:
+        """Latents of the source, as it is, and of its edits. layers: resolved."""
+        sigmas = self.painter.schedule.sigmas(method.steps, self.canvas.tokens)
+        start = Start(self.picture, self._path(method, sigmas), self.noise)
+
+        def path_of(members: list[int], blank: Blank) -> Iterator[list[Step]]:
+            control = injection(method, layers, len(members), self.painter.layers)
+            locked = None
+            if regions is not None:
+                flat = regions.reshape(len(regions), -1)
+                # The source has no region of its own: it stays.
+                locked = np.stack([flat[max(row - 1, 0)] for row in members])
+                if method.inside != 1:
+                    control = control.within(locked, method.inside)
+            yield from method_steps(method, start, sigmas, control, blank, locked)
+
+        rows: list[Array] = []
+        for members in self._batches():
+            latents = self._follow(
+                members, start.latents(method), path_of, method.steps - method.left_out, "editing"
+            )
+            rows.append(latents if not rows else latents[1:])
+        # Filling up the last batch repeated its last edit.
+        return jnp.concatenate(rows)[: 1 + self.prompts.edits]
+
+    def regions(self, recipe: RegionRecipe, method: Method) -> Float[np.ndarray, "e r q"]:
+        """Where each edit may change the picture. method: whose path `coupled` recipes follow."""
+        editor = dataclasses.replace(self, prompts=self.prompts.guided(recipe.guidance))
+        energies = editor.path_differences(method) if recipe.coupled else editor.noised_differences(recipe)
+        self.passes = editor.passes
+        grid = energies.reshape(len(energies), self.canvas.rows, self.canvas.columns)
+        return np.stack([region_of_differences(energy, recipe) for energy in grid])
+
+    def noised_differences(self, recipe: RegionRecipe) -> Float[np.ndarray, "e s"]:
+        """Length of the difference of both velocities at the noised source, mean over sigmas and noises."""
+        at = [(sigma, number) for sigma in recipe.sigmas for number in range(recipe.noises)]
+
+        def path_of(members: list[int], blank: Blank) -> Iterator[list[Step]]:
+            control = LayerControl.none(1, len(members), self.painter.layers).interventions(0)
+            for sigma, number in at:
+                noise = self.noise(REGION_NOISES + number)
+                offset = np.float32(sigma * (noise - self.picture))[None]
+                yield [blank.step(Evaluation(0.0, sigma, 0.0), control, offset=offset)]
+
+        sums = self._differences(path_of, len(at), slice(None), lambda x: jnp.linalg.norm(x, axis=-1))
+        return sums / np.float32(len(at))
+
+    def path_differences(self, method: Method) -> Float[np.ndarray, "e s"]:
+        """Length of the difference of both velocities, added up over the middle half of a coupled path."""
+        coupled = dataclasses.replace(method, path="coupled", free=0.0)
+        sigmas = self.painter.schedule.sigmas(coupled.steps, self.canvas.tokens)
+        start, count = Start(self.picture, None, self.noise), coupled.steps - coupled.left_out
+
+        def path_of(members: list[int], blank: Blank) -> Iterator[list[Step]]:
+            control = LayerControl.none(coupled.steps, len(members), self.painter.layers)
+            yield from method_steps(coupled, start, sigmas, control, blank)
+
+        sums = self._differences(path_of, count, slice(count // 4, count - count // 4), lambda x: x)
+        return np.linalg.norm(sums, axis=-1)
+
+    def _differences(self, path_of, intervals: int, counted: slice, measure) -> np.ndarray:
+        """Sum over the counted intervals of `measure` of each edit's velocity minus the source's."""
+        rows, wanted = [], range(intervals)[counted]
+        for members in self._batches():
+            total, done = 0.0, 0
+
+            def add(reached: Reached) -> None:
+                nonlocal total, done
+                if done in wanted:
+                    total = total + measure(reached.velocity[1:] - reached.velocity[:1])
+                done += 1
+
+            self._follow(members, self.picture, path_of, intervals, "finding the region", watch=add)
+            rows.append(np.asarray(total))
+        return np.concatenate(rows)[: self.prompts.edits]
+
+    def _path(self, method: Method, sigmas: Float[np.ndarray, " t_plus_1"]) -> Inversion | StraightPath | None:
+        if method.path == "noised":
+            return StraightPath.of(self.picture, draw_noise(self.seed, *self.picture.shape), sigmas)
+        return self.inversion if method.inverts else None
+
+    def _batches(self) -> list[list[int]]:
+        return list(chunks(self.prompts.edits, min(self.at_once, self.prompts.edits)))
+
+    def _follow(
+        self, members: list[int], latents: Float[AnyArray, "s c"], path_of, intervals: int, what: str, watch=None
+    ) -> Float[Array, "b s c"]:
+        """One batch along a path; counts its passes."""
+        batches = self._batches()
+        before = batches.index(members) * intervals
+        rows, evaluations = len(set(members)) * self.prompts.branches, 0
+
+        def counted(blank: Blank) -> Iterator[list[Step]]:
+            nonlocal evaluations
+            for interval in path_of(members, blank):
+                evaluations += len(interval)
+                yield interval
+
+        def shown(done: int, total: int, what: str) -> None:
+            self.progress(before + done, total * len(batches), what)
+
+        repeated = lambda x: np.repeat(np.asarray(x)[None], len(members), axis=0)
+        ended = self.painter.follow(
+            repeated(latents), path=counted, canvas=self.canvas, intervals=intervals,
+            reference=repeated(self.picture), watch=watch, progress=shown, what=what, **self.prompts.rows(members),
+        )  # fmt: skip
+        self.passes += rows * evaluations
+        return ended
+
+
+def inversion_passes(method_solver: str, steps: int, branches: int) -> int:
+    """Passes of an inversion of one picture."""
+    solver = find_solver(method_solver)
+    crossings = (solver.crossing(1.0, 0.5, first=i == 0) for i in range(steps))
+    return branches * sum(map(len, crossings))
