@@ -1,4 +1,4 @@
-"""Killed at any rename, removal or write: nothing is lost, and the same call completes and leaves nothing behind."""
+"""Killed at any rename, removal or write: nothing is lost, and the same call completes, leaving nothing behind."""
 
 import os
 import warnings
@@ -51,7 +51,7 @@ def kill_at(moment: int, work: Callable[[], None]) -> bool:
 
 
 def kills(work: Callable[[], None]):
-    """The child dies at its first change, at its second, … until it ends by itself; each time something can be seen."""
+    """The child dies at its first change, at its second, … until it ends by itself."""
     moment = 1
     while kill_at(moment, work):
         yield moment
