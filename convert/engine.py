@@ -18,7 +18,7 @@ from sflow_jax.errors import SettingError
 Shape = tuple[int, ...]
 BLOCK = "{block}"
 # Tensors at fault that an error names.
-SHOWN = 6
+SHOWN = 4
 
 
 class ConversionError(SettingError):

@@ -124,7 +124,8 @@ def check_tokenizers(source: Source) -> None:
 
     A tokenizer whose name is a network's must have no more tokens than that network has embeddings.
     """
-    for name, folder in source.tokenizers.items():
+    for name, place in source.family.tokenizers.items():
+        folder = source.tokenizers[place]
         try:
             tokenizer = load_tokenizer(folder)
         except ValueError as error:
@@ -143,6 +144,8 @@ def check_free(destination: epath.PathLike, info_file: str, what: str, overwrite
 
     info_file: the file by which `what` is recognised.
     """
+    if not os.fspath(destination):
+        raise ConversionError("the destination has no name")
     destination = epath.Path(destination)
     recover(destination)
     if not destination.exists():
@@ -187,6 +190,7 @@ def convert(
         vital_layers_origin=origin,
         named=title,
     )
+    info.canvas()
     check_room(destination, reads, info.dtype)
     with new_folder(destination, replace=overwrite) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))

@@ -17,6 +17,8 @@ from sflow_jax.storage.checksums import checksum
 from sflow_jax.storage.files import read_bytes, write_whole
 from sflow_jax.typed import Number, Positive, Side, parse_json, typed
 
+# Of latents, which are about as large as noise.
+LARGEST = 1e6
 INVERSION_FILE = "inversion.safetensors"
 
 
@@ -96,12 +98,16 @@ class Inversion:
     def __post_init__(self) -> None:
         steps = len(self.trajectory) - 1
         tensors = (self.trajectory, self.sigmas, self.points, self.evaluated)
-        if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in tensors):
-            raise ValueError("an inversion has numbers that are not finite")
+        if not all(np.issubdtype(x.dtype, np.floating) and (np.abs(x) < LARGEST).all() for x in tensors):
+            raise ValueError("an inversion has numbers that are no latents")
         if steps < 1 or [len(x) - 1 for x in tensors[:2]] + [len(x) for x in tensors[2:]] != [steps] * 4:
             raise ValueError("an inversion's states, sigmas and points are not of one number of steps")
-        if self.trajectory[0].shape != self.points[0].shape or np.any(np.diff(self.sigmas) <= 0):
-            raise ValueError("an inversion's sigmas must ascend, and its points be like its states")
+        if (
+            self.trajectory[0].shape != self.points[0].shape
+            or np.any(np.diff(self.sigmas) <= 0)
+            or self.sigmas[-1] > 1
+        ):
+            raise ValueError("an inversion's sigmas must ascend to 1, and its points be like its states")
 
     @property
     def points(self) -> Float[np.ndarray, "t s c"]:
@@ -161,6 +167,7 @@ class InversionRecord(msgspec.Struct):
     nudge: Positive
     height: Side
     width: Side
+    solver: str = ""
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:

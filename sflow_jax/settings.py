@@ -119,7 +119,7 @@ class PaintingSettings:
 
     def __post_init__(self) -> None:
         _at_least("steps", self.steps, 1, MOST_STEPS)
-        for name, most in (("guidance", MOST_GUIDANCE), ("nudge", MOST_NUDGE), ("threshold", float("inf"))):
+        for name, most in (("guidance", MOST_GUIDANCE), ("nudge", MOST_NUDGE), ("threshold", MOST_GUIDANCE)):
             _finite(name, getattr(self, name, None), most)
         if not 0 <= getattr(self, "seed", 0) < SEEDS:
             raise SettingError(f"`seed` must be a whole number from 0 to 2^64 - 1, found {self.seed}")

@@ -17,7 +17,7 @@ from sflow_jax.storage.paths import cache_folder
 HELP_WIDTH = 116
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Characters of an error.
-LONGEST = 600
+LONGEST = 390
 
 
 class Command(click.Command):

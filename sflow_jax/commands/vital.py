@@ -10,12 +10,13 @@ from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import AUTOMATIC, EMBEDDED, Placement, SweepSettings
+from sflow_jax.settings import AUTOMATIC, EMBEDDED, Placement, SweepSettings, as_record
 
 if TYPE_CHECKING:
     from sflow_jax.vitality.summary import Summary
 
 # What --save says of the model that all share.
+A_DAY = 86_400
 WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m toyworld --unsave"}
 
 
@@ -61,10 +62,11 @@ def vital(
 
     Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
     """
-    check_options(settings, dry_run, save, force)
+    check_options(settings, dry_run, save, force, step_seconds)
     if unsave:
         say(forget(chosen))
     elif compared:
+        refuse_unused(["model", "save", "dry_run", *as_record(settings)], "with --compare")
         compare_runs(compared, out)
     elif chosen.model is None or (out is None and not dry_run):
         raise SettingError("`model` and `out` are needed; or `compare` two finished sweeps")
@@ -74,7 +76,9 @@ def vital(
         find(chosen, settings, worker, save, force, out)
 
 
-def check_options(settings: SweepSettings, dry_run: bool, save: bool, force: bool) -> None:
+def check_options(
+    settings: SweepSettings, dry_run: bool, save: bool, force: bool, step_seconds: float | None
+) -> None:
     """SettingError for options that would change nothing."""
     if not settings.adaptive:
         refuse_unused(["error"], "without --adaptive")
@@ -82,6 +86,8 @@ def check_options(settings: SweepSettings, dry_run: bool, save: bool, force: boo
         refuse_unused(["step_seconds"], "without --dry-run")
     if dry_run and save:
         refuse_unused(["save"], "with --dry-run")
+    if step_seconds is not None and not 0 < step_seconds < A_DAY:
+        raise SettingError(f"`step_seconds` must be above 0 and below {A_DAY}, found {step_seconds}")
     if not save and force:
         refuse_unused(["force"], "without --save")
 

@@ -137,6 +137,9 @@ class Preprocessing:
         kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "none")
         if kind.removesuffix("Fast").removesuffix("Pil") not in PROCESSORS:
             raise ValueError(f"image processor {kind} is not supported; known: {', '.join(PROCESSORS)}")
+        unclear = [step for step in STEPS if not isinstance(config.get(step, True), bool)]
+        if unclear:
+            raise ValueError(f"{unclear[0]} must be true or false, found {config[unclear[0]]!r}")
         resize, crop, rescale, normalize = (config.get(step, True) for step in STEPS)
         others = [k for k, v in config.items() if k.startswith("do_") and v and k not in (*STEPS, *HARMLESS)]
         if others:

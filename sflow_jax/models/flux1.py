@@ -5,7 +5,7 @@ d hidden size, h heads, k head dimension, f MLP width, n layers (numbered global
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,9 @@ SINUSOID_SCALE = 1000.0
 class DiffusersConfig(msgspec.Struct, frozen=True):
     """What the `config.json` of diffusers' FluxTransformer2DModel may say, with its defaults."""
 
+    class_name: Literal["FluxTransformer2DModel"] = msgspec.field(
+        name="_class_name", default="FluxTransformer2DModel"
+    )
     in_channels: Size = 64
     out_channels: Size | None = None
     patch_size: Size = 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def output_folder(destination: epath.PathLike | None, record: str | None = None)
         with tempfile.TemporaryDirectory() as temporary:
             yield Folder(epath.Path(temporary))
         return
+    if not os.fspath(destination):
+        raise SettingError("`out` is empty; name a folder")
     # Resolved, since "." and ".." have no name to put a sibling beside.
     destination = absolute(destination)
     check_output(destination, record)

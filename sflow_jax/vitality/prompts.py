@@ -1,5 +1,7 @@
 """What a sweep paints: the built-in prompts, the embedded world's own, or a file's."""
 
+import re
+
 import numpy as np
 
 from sflow_jax.errors import SettingError
@@ -91,7 +93,7 @@ def load_prompts(source: str) -> list[str]:
     if source == TOYWORLD:
         return toyworld_prompts()
     try:
-        lines = [line.strip() for line in read_text(source).splitlines()]
+        lines = [line.strip() for line in re.split("\r\n|\n|\r", read_text(source))]
     except (OSError, ValueError) as error:
         raise SettingError(f"cannot read prompts from {source} ({error}); give a text file, or builtin") from error
     prompts = [line for line in lines if line and not line.startswith("#")]

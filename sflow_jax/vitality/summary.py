@@ -52,7 +52,7 @@ class SweepRecord(msgspec.Struct):
 
     steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
     layer_kinds: Annotated[tuple[tuple[Name, Count], ...], msgspec.Meta(min_length=1, max_length=10)]
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str, ...]
     model: str = ""
 
 
