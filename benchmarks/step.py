@@ -97,7 +97,7 @@ def our_step(network: nnx.Module, inputs: StepInputs) -> Callable[[], np.ndarray
         # A step uses up its state.
         state = jax.device_put(start, place, may_alias=False)
         moved, _, _ = take_step(
-            network, conditioning, guidance, state, step, canvas=CANVAS, sharding=place, kernel="xla"
+            network, conditioning, guidance, state, step, canvas=CANVAS, sharding=place, kernel="auto"
         )
         return np.asarray(moved.latents)
 

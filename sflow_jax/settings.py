@@ -12,7 +12,7 @@ from sflow_jax.errors import SettingError
 
 AUTOMATIC = "auto"
 DTYPES = ("float32", "bfloat16")
-KERNELS = ("xla", "cudnn", "splash")
+KERNELS = ("xla", "blocks", "cudnn", "splash")
 QUANTISATIONS = ("int8", "fp8")
 TEXT_ENCODER_PLACES = ("device", "host", "disk")
 REPLAYS = ("aligned", "residual", "none")
@@ -87,7 +87,7 @@ class Placement:
     dtype: Any = setting(None, "Weights and computation.", choices=DTYPES, unset="float32 on CPU, else bfloat16")
     attention: str = setting(
         AUTOMATIC,
-        "Attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, else xla.",
+        "Attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, blocks on CPUs, else xla.",
         choices=(AUTOMATIC, *KERNELS),
     )
     mesh: Any = setting(None, "Devices as axes data, fsdp and tensor, such as data=2,tensor=4; or auto.")

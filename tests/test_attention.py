@@ -8,7 +8,13 @@ from conftest import relative
 
 from sflow_jax.catalogue import find_info
 from sflow_jax.machine.meshes import batch_sharding, make_mesh
-from sflow_jax.models.attention import block_size, choose_kernel, joint_attention, xla_attention
+from sflow_jax.models.attention import (
+    block_size,
+    choose_kernel,
+    joint_attention,
+    self_attention,
+    xla_attention,
+)
 from sflow_jax.planning.lowering import lower_step
 from sflow_jax.settings import Placement
 
@@ -53,6 +59,74 @@ def test_splash_attention_keeps_to_the_text_and_image_of_its_own_row():
 
 
 @pytest.mark.parametrize(
+    "tokens, width, dtype, most",
+    [(256, 128, "float32", 2e-6), (521, 24, "float32", 2e-6), (300, 64, "bfloat16", 8e-3)],
+)
+def test_blocks_agree_with_xla(tokens, width, dtype, most):
+    """Also where the last block is not full."""
+    drawn = random(tokens, width=width, heads=3, dtype=dtype)
+    exact = xla_attention(*(x.astype(jnp.float32) for x in drawn))
+    mixed = joint_attention(*drawn, kernel="blocks")
+    assert mixed.dtype == dtype
+    assert relative(mixed.astype(jnp.float32), exact) <= most
+
+
+def test_blocks_are_what_cpus_get_and_their_memory_is_linear():
+    """Scores of 2 × 2 heads of 2,048 tokens are 64 MiB."""
+    drawn = random(2048, width=8)
+    plain, blocks = (
+        jax.jit(lambda *x, kernel=kernel: joint_attention(*x, kernel=kernel)).lower(*drawn).compile()
+        for kernel in ("xla", "auto")
+    )
+    assert plain.memory_analysis().temp_size_in_bytes >= 2**26 > 8 * blocks.memory_analysis().temp_size_in_bytes
+    assert relative(blocks(*drawn), plain(*drawn)) <= 2e-6
+
+
+def test_blocks_have_the_gradient_of_xla():
+    drawn = random(200, width=8, batch=1)
+    ours, theirs = (
+        jax.grad(lambda *x, kernel=kernel: (joint_attention(*x, kernel=kernel) ** 2).sum(), argnums=(0, 1, 2))(
+            *drawn
+        )
+        for kernel in ("blocks", "xla")
+    )
+    assert max(relative(*pair) for pair in zip(ours, theirs)) <= 1e-5
+
+
+def test_blocks_of_a_mesh_stay_on_their_devices():
+    drawn, sharding = random(256, batch=4), batch_sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 4)
+    attend = jax.jit(lambda *x: joint_attention(*x, sharding=sharding), in_shardings=sharding)
+    mixed = attend(*drawn)
+    assert {shard.data.shape for shard in mixed.addressable_shards} == {(1, 256, 1, 128)}
+    assert relative(mixed, xla_attention(*drawn)) <= 2e-6
+
+
+@pytest.mark.parametrize("tokens, bias, scale", [(100, False, None), (197, False, None), (300, True, 1.0)])
+def test_other_networks_attend_as_jax_does(tokens, bias, scale):
+    """Short sequences and long ones, with T5's bias and without."""
+    drawn = [x / 4 for x in random(tokens, width=8)]
+    added = (
+        jnp.asarray(np.random.default_rng(1).standard_normal((2, tokens, tokens)), jnp.float32) if bias else None
+    )
+    expected = jax.nn.dot_product_attention(*drawn, bias=None if added is None else added[None], scale=scale)
+    assert (
+        relative(jax.jit(self_attention, static_argnames="scale")(*drawn, bias=added, scale=scale), expected)
+        <= 2e-6
+    )
+
+
+def test_other_networks_gather_nothing_on_a_mesh():
+    """Batch and heads may be split, which attention here does not know."""
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", None, "tensor", None))
+    drawn = random(256, width=8)
+    attend = jax.jit(self_attention, in_shardings=place, out_shardings=place)
+    compiled = attend.lower(*drawn).compile()
+    assert "all-gather" not in compiled.as_text() and "all-to-all" not in compiled.as_text()
+    assert relative(compiled(*jax.device_put(drawn, place)), xla_attention(*drawn)) <= 2e-6
+
+
+@pytest.mark.parametrize(
     "tokens, block", [(4608, 768), (4352, 896), (1536, 768), (1280, 640), (300, 384), (16384 + 512, 896)]
 )
 def test_blocks_fit_the_sequence(tokens, block):
@@ -62,7 +136,9 @@ def test_blocks_fit_the_sequence(tokens, block):
 @pytest.mark.parametrize(
     "device, tokens, width, dtype, kernel",
     [
-        ("cpu", 4608, 128, "float32", "xla"),
+        ("cpu", 4608, 128, "float32", "blocks"),
+        ("cpu", 4608, 128, "bfloat16", "blocks"),
+        ("cpu", 100, 128, "float32", "xla"),
         ("gpu", 4608, 128, "bfloat16", "cudnn"),
         ("gpu", 4608, 128, "float32", "xla"),
         ("gpu", 4608, 256, "bfloat16", "xla"),

@@ -24,6 +24,8 @@ SHORT = 512
 LANES, LARGEST_BLOCK = 128, 1024
 # Share of padded tokens that a larger block is worth.
 PADDING = 0.03
+# On CPUs: from so many tokens on blocks are faster, at most so many queries a block of one head, and of all heads.
+CPU_SHORT, HEAD_BLOCK, JOINT_BLOCK = 192, 256, 128
 
 
 def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -36,6 +38,47 @@ def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
     totals = weights.sum(axis=-1)
     mixed = jnp.einsum("bhlm,bmhk->blhk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     return (mixed / totals.swapaxes(1, 2)[..., None]).astype(value.dtype)
+
+
+def _mix(
+    query: Float[Array, "*n l k"],
+    key: Float[Array, "*n k m"],
+    value: Float[Array, "*n m v"],
+    bias: Float[Array, "#*n l m"] | None = None,
+) -> Float[Array, "*n l v"]:
+    """Attention of scaled queries, keys transposed: scores and softmax in float32, divided at the end."""
+    scores = jnp.einsum("...lk,...km->...lm", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores += bias
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    totals = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum("...lm,...mv->...lv", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (mixed / totals).astype(value.dtype)
+
+
+def _in_blocks(x: Float[Array, "*n l k"], most: int) -> Float[Array, "*n blocks size k"]:
+    """Rows in as few even blocks as hold at most so many, padded with zeros."""
+    *leading, rows, width = x.shape
+    blocks = -(-rows // most)
+    size = -(-rows // blocks)
+    padded = jnp.pad(x, (*[(0, 0)] * len(leading), (0, blocks * size - rows), (0, 0)))
+    return padded.reshape(*leading, blocks, size, width)
+
+
+def block_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """For CPUs: a head at a time, blocks of queries against all keys, so that scores never leave the cache.
+
+    Memory is linear in the tokens.
+    """
+    batch, tokens, heads, width = query.shape
+    query, key, value = (x.swapaxes(1, 2).reshape(-1, tokens, width) for x in (query * width**-0.5, key, value))
+
+    def attend(head: tuple[jax.Array, ...]) -> jax.Array:
+        blocks, key, value = head
+        return jax.lax.map(lambda block: _mix(block, key, value), blocks)
+
+    mixed = jax.lax.map(attend, (_in_blocks(query, HEAD_BLOCK), key.swapaxes(1, 2), value))
+    return mixed.reshape(batch, heads, -1, width)[:, :, :tokens].swapaxes(1, 2)
 
 
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -75,14 +118,21 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, inte
     return mixed[:, :, :tokens, :width].swapaxes(1, 2)
 
 
-KERNELS: dict[str, Kernel] = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}
+KERNELS: dict[str, Kernel] = {
+    "xla": xla_attention,
+    "blocks": block_attention,
+    "cudnn": cudnn_attention,
+    "splash": splash_attention,
+}
 
 
 def choose_kernel(device: str, tokens: int, head_dim: int, dtype: jnp.dtype) -> str:
-    """The kernel for a platform: XLA's on CPUs and for short sequences, cuDNN's on GPUs, splash on TPUs.
+    """The kernel for a platform: blocks on CPUs, cuDNN's on GPUs, splash on TPUs, XLA's for short sequences.
 
     cuDNN takes 16-bit numbers and heads of at most 128 (a multiple of 8); XLA does the others.
     """
+    if device == "cpu":
+        return "blocks" if tokens >= CPU_SHORT else "xla"
     if tokens < SHORT:
         return "xla"
     if device == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128 and head_dim % 8 == 0:
@@ -126,6 +176,54 @@ def joint_attention(
             compute, mesh=sharding.mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
         )
     return compute(query, key, value)
+
+
+def self_attention(
+    query: Float[Array, "b l h k"],
+    key: Float[Array, "b l h k"],
+    value: Float[Array, "b l h k"],
+    *,
+    bias: Float[Array, "h l l"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "b l h k"]:
+    """Attention of the other networks: jax's own, but for long sequences on CPUs, which go in blocks of queries.
+
+    bias: added to the scores. scale: of the scores, by default 1/sqrt(k). Nothing is known of a mesh here, so all
+    heads of a block go together: batch and heads may be split as they are.
+    """
+    if query.shape[1] < CPU_SHORT:
+        return _jax_attention(query, key, value, bias=bias, scale=scale)
+    # Chosen when the program is lowered, since it may be for another platform than this process's.
+    return jax.lax.platform_dependent(
+        query,
+        key,
+        value,
+        bias,
+        cpu=functools.partial(_query_blocks, scale=scale),
+        default=functools.partial(_jax_attention, scale=scale),
+    )
+
+
+def _jax_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, scale: float | None
+) -> jax.Array:
+    bias = None if bias is None else bias[None]
+    return jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale)
+
+
+def _query_blocks(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, scale: float | None
+) -> jax.Array:
+    """All heads at a time, blocks of queries against all keys."""
+    tokens, width = query.shape[1], query.shape[3]
+    query = query * (width**-0.5 if scale is None else scale)
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    key = key.swapaxes(2, 3)
+    rows = [jnp.moveaxis(_in_blocks(query, JOINT_BLOCK), 2, 0)]
+    if bias is not None:
+        rows.append(jnp.moveaxis(_in_blocks(bias, JOINT_BLOCK), 1, 0)[:, None])
+    mixed = jnp.moveaxis(jax.lax.map(lambda block: _mix(block[0], key, value, *block[1:]), rows), 0, 2)
+    return mixed.reshape(*mixed.shape[:2], -1, width)[:, :, :tokens].swapaxes(1, 2)
 
 
 def rotary_angles(

@@ -12,6 +12,7 @@ import msgspec
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sflow_jax.models.attention import self_attention
 from sflow_jax.models.layers import parameter_dtype
 from sflow_jax.typed import Layers, Number, Positive, Side, Size, typed
 
@@ -131,7 +132,7 @@ class SpatialAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
         flat = self.norm(x).reshape(x.shape[0], -1, 1, x.shape[-1])
-        mixed = jax.nn.dot_product_attention(self.query(flat), self.key(flat), self.value(flat))
+        mixed = self_attention(self.query(flat), self.key(flat), self.value(flat))
         return x + self.out(mixed).reshape(x.shape)
 
 

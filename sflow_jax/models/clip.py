@@ -12,6 +12,7 @@ import msgspec
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sflow_jax.models.attention import self_attention
 from sflow_jax.models.layers import LayerNorm, check_heads, stacked
 from sflow_jax.typed import Count, Epsilon, Layers, Size, typed
 
@@ -98,7 +99,11 @@ class ClipBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b w d"]) -> Float[Array, "b w d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
-        x = x + self.out(jax.nn.dot_product_attention(query, key, value, is_causal=self.causal))
+        if self.causal:
+            mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        else:
+            mixed = self_attention(query, key, value)
+        x = x + self.out(mixed)
         return x + self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(x))))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sflow_jax.models.attention import self_attention
 from sflow_jax.models.layers import LayerNorm, check_heads, check_patches, parameter_dtype, stacked
 from sflow_jax.typed import Epsilon, Layers, Side, Size, typed
 
@@ -137,7 +138,7 @@ class Dinov2Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = self_attention(query, key, value)
         x = x + self.attention_scale[...][None, None] * self.out(mixed)
         hidden = self.activate(self.mlp_in(self.mlp_norm(x)))
         return x + self.mlp_scale[...][None, None] * self.mlp_out(hidden)

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sflow_jax.models.attention import self_attention
 from sflow_jax.models.layers import Linear, RMSNorm, scan_layers, stacked
 from sflow_jax.typed import Epsilon, Layers, Size, typed
 
@@ -114,7 +115,7 @@ class T5Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b w d"], bias: Float[Array, "h w w"]) -> Float[Array, "b w d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
-        mixed = jax.nn.dot_product_attention(query, key, value, bias=bias[None], scale=1.0)
+        mixed = self_attention(query, key, value, bias=bias, scale=1.0)
         x = x + self.out(mixed)
         normed = self.mlp_norm(x)
         return x + self.mlp_out(jax.nn.gelu(self.gate(normed), approximate=True) * self.mlp_in(normed))

@@ -42,7 +42,7 @@ def describe_sweep(
     mesh, canvas = placement.mesh, plan.canvas
     weights = weight_bytes(info, placement)
     # XLA for CPU widens bfloat16 weights, so the step is compiled in float32: an upper bound for bfloat16.
-    plain = Placement(mesh=mesh, dtype=jnp.float32)
+    plain = Placement(mesh=mesh, dtype=jnp.float32, attention="xla")
     step = lower_step(info, plain, canvas, groups=plan.batch, members=1, words=words)
     temporaries = step.compile().memory_analysis().temp_size_in_bytes
     work = Work.of(plan, len(plan.prompts))
