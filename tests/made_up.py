@@ -61,7 +61,7 @@ class Block(nnx.Module):
         self.gate = Linear(WIDTH, WIDTH, rngs=rngs)
 
     def __call__(self, x, vector, angles, layer, region, layout: Layout):
-        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(layer_norm(x, 1e-6)), 3, axis=2))
+        query, key, value = self.qkv.split(layer_norm(x, 1e-6))
         query, key = rotate(query, angles), rotate(key, angles)
         moved = inject_keys_values(key[:, WORDS:], value[:, WORDS:], layer, region, layout.members)
         key, value = (jnp.concatenate([y[:, :WORDS], z], axis=1) for y, z in zip((key, value), moved))

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative
+from flax import nnx
 
 from sflow_jax.machine.meshes import make_mesh
-from sflow_jax.models.layers import is_quantised
+from sflow_jax.models.layers import Linear, is_quantised, of_every_block, stacked, without
 from sflow_jax.pipeline import StableFlow
 
 OPTIONS = dict(layers=[0, 3], steps=2, progress=False)
@@ -53,6 +54,34 @@ def test_quantised_blocks_can_wait_in_host_memory(wide_checkpoint):
     plain, waiting = (StableFlow.load(wide_checkpoint, offload=offload, **options) for offload in (False, True))
     ours, theirs = (flow.edit(*PROMPTS, **OPTIONS).latents for flow in (waiting, plain))
     assert relative(ours, theirs) <= 1e-5
+
+
+def test_a_stack_of_linear_layers_takes_one_input_as_each_would_alone():
+    """In one product, or block by block where kernels wait in host memory."""
+    stack = stacked(3, lambda rngs: Linear(5, 7, rngs=rngs), nnx.Rngs(0))
+    stack.bias[...] = jnp.arange(21.0).reshape(3, 7)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5)), jnp.float32)
+    expected = [jax.tree.map(lambda leaf, i=i: leaf[i], stack)(x) for i in range(3)]
+    waiting = jax.device_put(stack, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("pinned_host"), stack))
+    for module in (stack, waiting):
+        assert relative(jax.jit(of_every_block)(module, x), jnp.stack(expected)) <= 1e-6
+    loops = str(jax.make_jaxpr(of_every_block)(stack, x)), str(jax.make_jaxpr(of_every_block)(waiting, x))
+    assert ["scan" in text for text in loops] == [False, True]
+
+
+def test_outputs_apart_are_those_of_the_whole():
+    layer = Linear(5, (3, 2, 4), rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(24.0).reshape(3, 2, 4)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5)), jnp.float32)
+    parts = layer.split(x)
+    assert len(parts) == 3 and np.array_equal(jnp.stack(parts, axis=2), layer(x))
+
+
+def test_layers_without_a_part_have_no_parameters_of_it(flow):
+    blocks = flow.transformer.double_blocks
+    fewer, dropped = without(blocks, "modulation"), (blocks.image.modulation, blocks.text.modulation)
+    assert len(jax.tree.leaves(blocks)) == len(jax.tree.leaves(fewer)) + len(jax.tree.leaves(dropped))
+    assert not jax.tree.leaves(fewer.image.modulation) and fewer.image.mlp_in.kernel is not None
 
 
 @MESHES

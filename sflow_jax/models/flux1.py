@@ -30,10 +30,12 @@ from sflow_jax.models.layers import (
     Linear,
     RMSNorm,
     layer_norm,
+    of_every_block,
     parameter_dtype,
     scan_layers,
     sinusoids,
     stacked,
+    without,
 )
 from sflow_jax.models.layout import Layout, Output
 from sflow_jax.pictures.canvas import Canvas
@@ -149,6 +151,19 @@ class Modulation(NamedTuple):
     gate: Float[Array, "b d"]
 
 
+def split_modulation(numbers: Float[Array, "b parts_d"], parts: int) -> tuple[Modulation, ...]:
+    """One for each of the layer's parts, from what its modulation layer made of the vector."""
+    vectors = jnp.split(numbers, 3 * parts, axis=-1)
+    return tuple(Modulation(*vectors[first : first + 3]) for first in range(0, 3 * parts, 3))
+
+
+class Numbers(NamedTuple):
+    """What the modulation layers of a double block made of the vector, or those of all of them [n, b, …]."""
+
+    text: jax.Array
+    image: jax.Array
+
+
 def modulate(
     x: Float[Array, "b l d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"], epsilon: float
 ) -> Float[Array, "b l d"]:
@@ -211,7 +226,7 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "b l d"], angles: Float[Array, "l half_k"]) -> QueryKeyValue:
         """Queries and keys normalised and rotated, values as they are."""
-        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(x), 3, axis=2))
+        query, key, value = self.qkv.split(x)
         return QueryKeyValue(rotate(self.query_norm(query), angles), rotate(self.key_norm(key), angles), value)
 
 
@@ -225,11 +240,6 @@ class Stream(nnx.Module):
         self.mlp_in = Linear(config.width, hidden, rngs=rngs)
         self.mlp_out = Linear(hidden, config.width, rngs=rngs)
         self.epsilon = config.epsilon
-
-    def modulations(self, vector: Float[Array, "b d"], layout: Layout) -> tuple[Modulation, Modulation]:
-        """Of attention and of the MLP."""
-        parts = jnp.split(layout.keep_whole(self.modulation(vector)), 6, axis=-1)
-        return Modulation(*parts[:3]), Modulation(*parts[3:])
 
     def project(
         self, x: Float[Array, "b l d"], modulation: Modulation, angles: Float[Array, "l half_k"]
@@ -261,7 +271,7 @@ class DoubleBlock(nnx.Module):
     def __call__(
         self,
         streams: tuple[Float[Array, "b w d"], Float[Array, "b s d"]],
-        vector: Float[Array, "b d"],
+        numbers: Numbers,
         angles: Float[Array, "w_plus_s half_k"],
         layer: LayerInterventions,
         call: Call,
@@ -270,8 +280,8 @@ class DoubleBlock(nnx.Module):
         text, image = streams
         words, layout = text.shape[1], call.layout
         text = scale_tokens(text, layer.text)
-        text_attention, text_mlp = self.text.modulations(vector, layout)
-        image_attention, image_mlp = self.image.modulations(vector, layout)
+        text_attention, text_mlp = split_modulation(numbers.text, 2)
+        image_attention, image_mlp = split_modulation(numbers.image, 2)
         text_query, text_key, text_value = self.text.project(text, text_attention, angles[:words])
         query, own_key, own_value = self.image.project(image, image_attention, angles[words:])
         key, value = inject_keys_values(
@@ -306,7 +316,7 @@ class SingleBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        vector: Float[Array, "b d"],
+        numbers: Float[Array, "b parts_d"],
         angles: Float[Array, "l half_k"],
         layer: LayerInterventions,
         call: Call,
@@ -315,7 +325,7 @@ class SingleBlock(nnx.Module):
         words, layout = call.words, call.layout
         if layer.text is not None:
             x = jnp.concatenate([scale_tokens(x[:, :words], layer.text), x[:, words:]], axis=1)
-        modulation = Modulation(*jnp.split(layout.keep_whole(self.modulation(vector)), 3, axis=-1))
+        (modulation,) = split_modulation(numbers, 1)
         normed = modulate(x, modulation.shift, modulation.scale, self.epsilon)
         query, own_key, own_value = self.attention.project(normed, angles)
         key, value = self._intervened(own_key, own_value, layer, call)
@@ -381,6 +391,18 @@ class Flux(nnx.Module):
             vector += self.guidance_in(sinusoids(guidance * SINUSOID_SCALE, SINUSOID_WIDTH).astype(dtype))
         return jax.nn.silu(vector + self.pooled_in(pooled.astype(dtype)))
 
+    def modulations(
+        self, vector: Float[Array, "b d"], layout: Layout
+    ) -> tuple[Numbers, Float[Array, "n b parts_d"]]:
+        """What modulates all double blocks, and all single blocks: a few megabytes a picture at most."""
+
+        def all_of(linear: Linear) -> jax.Array:
+            return jax.vmap(layout.keep_whole)(of_every_block(linear, vector))
+
+        streams = self.double_blocks
+        numbers = Numbers(all_of(streams.text.modulation), all_of(streams.image.modulation))
+        return numbers, all_of(self.single_blocks.modulation)
+
     def __call__(
         self,
         latents: Float[Array, "b s c"],
@@ -409,20 +431,24 @@ class Flux(nnx.Module):
             angles = rotary_angles(ids, config.rotary_axes, config.rotary_theta)
             streams = self.text_in(text.astype(dtype)), self.image_in(latents.astype(dtype))
         layers, split = interventions.layers.per_layer(), config.double_blocks
+        with jax.named_scope("modulation"):
+            double, single = self.modulations(vector, layout)
 
-        def through(streams, block, layer):
-            return block(streams, vector, angles, layer, call)
+        def through(streams, block, row):
+            numbers, layer = row
+            return block(streams, numbers, angles, layer, call)
 
         if remat:
             through = jax.checkpoint(through)
         with jax.named_scope("double_blocks"):
             streams, first = scan_layers(
-                through, streams, self.double_blocks, layers.layers(0, split), unroll=unroll
-            )
+                through, streams, without(self.double_blocks, "modulation"), (double, layers.layers(0, split)),
+                unroll=unroll,
+            )  # fmt: skip
         with jax.named_scope("single_blocks"):
             joint, second = scan_layers(
-                through, jnp.concatenate(streams, axis=1), self.single_blocks, layers.layers(split, None),
-                unroll=unroll,
+                through, jnp.concatenate(streams, axis=1), without(self.single_blocks, "modulation"),
+                (single, layers.layers(split, None)), unroll=unroll,
             )  # fmt: skip
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)

@@ -84,6 +84,19 @@ class Linear(nnx.Module):
         bias = self.bias[...]
         return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
+    def split(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Outputs [count, …] as so many arrays, such as q, k and v.
+
+        Each takes its share of the bias by itself, in whatever reads it: added before, no product's own epilogue
+        could do it, and the whole would be written and read once more.
+        """
+        y, bias = self.product(x), self.bias[...] if hasattr(self, "bias") else None
+        axis = x.ndim - self.input_axes
+        parts = [part.squeeze(axis) for part in jnp.split(y, y.shape[axis], axis=axis)]
+        if bias is None:
+            return tuple(parts)
+        return tuple(part + own.reshape((1,) * axis + own.shape) for part, own in zip(parts, bias))
+
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.product(x)
         return self.add_bias(y) if hasattr(self, "bias") else y
@@ -131,8 +144,7 @@ def scan_layers(
     Returns the last carry, and what every block captured, stacked. Kernels that wait in host memory are copied to
     the device one block ahead, while the block before computes.
     """
-    spaces = {jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(blocks)}
-    if jax.memory.Space.Host not in spaces:
+    if not waits_on_host(blocks):
         return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (blocks, rows), unroll=unroll)
     count = len(jax.tree.leaves(blocks)[0])
 
@@ -149,6 +161,32 @@ def scan_layers(
 
     (carry, _), captured = jax.lax.scan(ahead, (carry, fetch(0)), (jnp.arange(count), rows))
     return carry, captured
+
+
+def waits_on_host(module: nnx.Module) -> bool:
+    """Whether any parameter is in host memory."""
+    return any(jax.typeof(leaf).memory_space == jax.memory.Space.Host for leaf in jax.tree.leaves(module))
+
+
+def of_every_block(linear: Linear, x: Float[Array, "b d"]) -> Float[Array, "n b o"]:
+    """What a stacked linear layer makes of the same input in every block.
+
+    One batched product, which reads the stack in place, where a scan would copy each block's kernel first. Kernels
+    in host memory or in 8 bits go block by block: all of them widened on the device would be too much.
+    """
+    if waits_on_host(linear) or is_quantised(linear.kernel.get_value()):
+        return scan_layers(lambda carry, layer, _: (carry, layer(x)), (), linear, None)[1]
+    count = len(jax.tree.leaves(linear)[0])
+    return jax.vmap(lambda layer, x: layer(x))(linear, jnp.broadcast_to(x, (count, *x.shape)))
+
+
+def without(module: nnx.Module, name: str) -> nnx.Module:
+    """The same module with no parameters in the parts of this name, for a scan that should not fetch them."""
+
+    def keep(path: tuple[Any, ...], leaf: Any) -> Any:
+        return None if f".{name}." in f".{jax.tree_util.keystr(path, simple=True, separator='.')}." else leaf
+
+    return jax.tree_util.tree_map_with_path(keep, module)
 
 
 def is_quantised(leaf: Any) -> bool:

@@ -114,7 +114,7 @@ class T5Block(nnx.Module):
         self.mlp_out = Linear(config.mlp_width, config.width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b w d"], bias: Float[Array, "h w w"]) -> Float[Array, "b w d"]:
-        query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
+        query, key, value = self.qkv.split(self.attention_norm(x))
         mixed = self_attention(query, key, value, bias=bias, scale=1.0)
         x = x + self.out(mixed)
         normed = self.mlp_norm(x)
