@@ -4,14 +4,10 @@ import math
 import re
 from collections import Counter
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f8e4m3fn": 1}
+from hlo import BYTES, CALL, LOOP, SHAPE, computations, trips
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-CALL = re.compile(r"(?:calls|called_computations)=\{?%?([\w.\-]+)")
-CONSTANT = re.compile(r" constant\((\d+)\)")
-SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def sent(hlo: str) -> dict[str, float]:
@@ -20,14 +16,14 @@ def sent(hlo: str) -> dict[str, float]:
     Of n chips in a ring, gathering or scattering a result of s bytes sends s (n − 1)/n, reducing it twice that,
     and a permutation s.
     """
-    computations, entry = _computations(hlo)
+    parts, entry = computations(hlo)
     totals: Counter[str] = Counter()
 
     def walk(name: str, times: int) -> None:
-        for line in computations[name]:
+        for line in parts[name]:
             if loop := LOOP.search(line):
                 condition, body = loop.groups()
-                walk(body, times * _trips(computations[condition]))
+                walk(body, times * trips(line, parts[condition]))
             elif call := CALL.search(line):
                 walk(call[1], times)
             if collective := COLLECTIVE.search(line):
@@ -36,28 +32,6 @@ def sent(hlo: str) -> dict[str, float]:
 
     walk(entry, 1)
     return dict(totals)
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Name → lines of every computation, and the entry's name."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in hlo.splitlines():
-        if heading := COMPUTATION.match(line):
-            is_entry, name = heading.groups()
-            lines = computations.setdefault(name, [])
-            entry = name if is_entry else entry
-        else:
-            lines.append(line)
-    return computations, entry
-
-
-def _trips(condition: list[str]) -> int:
-    """How often a loop runs: the constant that its counter, which starts at 0, must stay below."""
-    constants = [int(constant[1]) for constant in map(CONSTANT.search, condition) if constant]
-    if len(constants) != 1 or not any("direction=LT" in line for line in condition):
-        raise ValueError("cannot read how often a loop runs:\n" + "\n".join(condition))
-    return constants[0]
 
 
 def _members(line: str) -> int:

@@ -8,13 +8,11 @@ time of a step by published peak figures (products, memory, network), which says
 Rows that the JSON already has are kept, so that an interrupted table goes on. Writes JSON and Markdown.
 """
 
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # Before jax is imported: the compiler must not look for chips, and may run beside others.
 os.environ |= {
@@ -28,25 +26,38 @@ os.environ |= {
 import click
 import jax
 import jax.numpy as jnp
+from aot import (
+    GROUPS,
+    MODELS,
+    SHIPPED,
+    SIDES,
+    Case,
+    Mesh,
+    Row,
+    least_times,
+    memory_figures,
+    mesh_name,
+    read_rows,
+    ship,
+    step_case,
+    times_cell,
+)
 from collectives import sent
 from common import RESULTS, out_option, versions, write_json, write_text
 from jax.experimental import topologies
-from jax.stages import Compiled, Lowered
+from jax.stages import Lowered
 from tqdm.auto import tqdm
 
 from sflow_jax.catalogue import find_info
 from sflow_jax.families.flux1 import t5_features
 from sflow_jax.machine.chips import Chip, parse_machine
 from sflow_jax.machine.meshes import batch_sharding, make_mesh
-from sflow_jax.planning import costs
-from sflow_jax.planning.costs import EDIT_MEMBERS, propose_mesh, roofline
-from sflow_jax.planning.lowering import GIB, abstract_weights, lower_decode, lower_step, weight_bytes
+from sflow_jax.planning.costs import EDIT_MEMBERS, propose_mesh
+from sflow_jax.planning.lowering import GIB, abstract_weights, lower_decode, lower_step
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
 
 TABLE = "tpu_aot.json"
-# What `sflow info --plan` reads of it.
-SHIPPED = Path(costs.__file__).with_name(costs.COMPILED)
 # Slice → the compiler's name of its topology.
 SLICES = {
     "v5e-1": "v5e:1x1",
@@ -61,13 +72,8 @@ SLICES = {
     "v5p-8": "v5p:2x2x1",
     "v5p-128": "v5p:4x4x4",
 }
-MODELS = ("flux-dev", "flux-schnell")
 # Compiled on every mesh that is worth knowing, the others on the proposed ones.
 MAIN = MODELS[0]
-SIDES = (512, 1024)
-# Groups on every shard of the batch.
-GROUPS = {"edit": 1, "sweep": 2}
-MEMBERS = {"edit": EDIT_MEMBERS, "sweep": 1}
 # Chips that a sweep's model is split over at most, and an edit's at least, for the sake of comparison.
 MOST_SPLIT, LEAST_SPLIT = 8, 4
 # Memory of a chip, bytes, that holds a model of eight bits.
@@ -86,10 +92,6 @@ proposed by `--mesh auto`. On one chip T5 waits on the host, and copying offload
 | all of chip GiB | sent GB | step ms (products, memory, network) | bound by |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
-
-Case = dict[str, Any]
-Row = dict[str, Any]
-Mesh = dict[str, int]
 
 
 def cases(name: str, model: str) -> list[Case]:
@@ -129,19 +131,6 @@ def alternatives(proposed: Mesh, count: int, work: str) -> Iterator[Mesh]:
         yield {"data": proposed["data"], "fsdp": split}
 
 
-def step_case(work: str, mesh: Mesh, proposed: bool) -> Case:
-    """A step of the transformer."""
-    shards = mesh.get("data", 1) * mesh.get("fsdp", 1)
-    return {
-        "network": "transformer",
-        "work": work,
-        "mesh": mesh,
-        "groups": shards * GROUPS[work],
-        "members": MEMBERS[work],
-        "proposed": proposed,
-    }
-
-
 def other_networks(mesh: Mesh) -> Iterator[Case]:
     """A prompt through T5, and a picture a shard through the decoder."""
     for network, groups in (("t5", 1), ("autoencoder", mesh["data"])):
@@ -171,24 +160,6 @@ def lower(case: Case, side: int, placement: Placement) -> Lowered:
     return lower_step(info, placement, canvas, groups=case["groups"], members=case["members"], words=words)
 
 
-def memory_figures(case: Case, placement: Placement, compiled: Compiled) -> dict[str, int]:
-    """Bytes of a chip: of this program's parts, and all together; `on_host` of its host."""
-    info, used = find_info(case["model"])[0], compiled.memory_analysis()
-    weights = weight_bytes(info, placement)
-    if placement.mesh.size == 1:
-        weights["t5"] = 0
-    inputs = used.argument_size_in_bytes - weights[case["network"]]
-    outputs = used.output_size_in_bytes - used.alias_size_in_bytes
-    return {
-        "weights": weights[case["network"]],
-        "on_host": used.host_argument_size_in_bytes,
-        "inputs": inputs,
-        "temporaries": used.temp_size_in_bytes,
-        # All networks stay where they are while one runs.
-        "memory": sum(weights.values()) + inputs + used.temp_size_in_bytes + outputs,
-    }
-
-
 def measure(case: Case, side: int) -> Row:
     """A row of the table."""
     chip, count = parse_machine(case["slice"])
@@ -199,14 +170,12 @@ def measure(case: Case, side: int) -> Row:
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     row = {**case, "side": side, "chips": count, "compile_seconds": round(seconds, 1)}
-    row |= memory_figures(case, placement, compiled)
+    # One chip has no room for T5, which waits on the host.
+    row |= memory_figures(case, placement, compiled, apart=("t5",) if count == 1 else ())
     row |= {"chip_memory": chip.memory, "sent": sent(compiled.as_text())}
     row["fits"] = row["memory"] <= chip.memory
     if case["network"] == "transformer":
-        info, words = find_info(case["model"])
-        tokens, batch = info.canvas(side, side).tokens, case["groups"] * case["members"]
-        bytes_sent = sum(row["sent"].values())
-        row |= roofline(info, chip, count, tokens, words, batch, weights=row["weights"], sent=bytes_sent)
+        row |= least_times(case, side, row)
     return row
 
 
@@ -217,24 +186,11 @@ def identity(row: Row) -> tuple:
     return row["slice"], row["model"], row["network"], row["work"], mesh, row["groups"], row["side"], changes
 
 
-def mesh_name(mesh: Mesh) -> str:
-    """data=2,tensor=4, without the axes of size 1."""
-    return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one chip"
-
-
 def mesh_cell(row: Row) -> str:
     """The mesh, bold where it is proposed, and what else is changed."""
     name = mesh_name(row["mesh"])
     changes = ("offload" if setting == "offload" else value for setting, value in row.get("changes", {}).items())
     return ", ".join([f"**{name}**" if row["proposed"] else name, *changes])
-
-
-def times_cell(row: Row) -> str:
-    """Milliseconds of a step: the least, and what products, memory and network allow."""
-    if "step_seconds" not in row:
-        return "—"
-    parts = ", ".join(f"{1e3 * row[f'{part}_seconds']:.0f}" for part in ("product", "memory", "network"))
-    return f"{1e3 * row['step_seconds']:.0f} ({parts})"
 
 
 def table_line(row: Row) -> str:
@@ -263,23 +219,6 @@ def table(rows: list[Row]) -> str:
     return HEADING + "".join(map(table_line, rows))
 
 
-def shipped(rows: list[Row]) -> str:
-    """The proposed meshes' memory, as JSON with a row a line."""
-    proposed = [
-        {name: row[name] for name in ("slice", "model", "work", "side", "mesh", "memory")}
-        | {"batch": row["groups"] * row["members"]}
-        for row in rows
-        if row["proposed"] and row["network"] == "transformer"
-    ]
-    return "[\n" + ",\n".join(map(json.dumps, proposed)) + "\n]\n"
-
-
-def read_rows(out: Path) -> dict[tuple, Row]:
-    """What an earlier run has written, by what it is about."""
-    rows = json.loads(out.read_text())["rows"] if out.exists() else []
-    return {identity(row): row for row in rows}
-
-
 def save_rows(out: Path, rows: dict[tuple, Row]) -> None:
     """JSON and Markdown, in the order of slices and models."""
     slices = list(SLICES)
@@ -299,7 +238,7 @@ def save_rows(out: Path, rows: dict[tuple, Row]) -> None:
 @out_option(TABLE)
 def main(only, models, sides, works, meshes, networks, fresh: bool, out: Path) -> None:
     """Compile FLUX for TPU slices, and say what fits and what bounds it."""
-    rows = {} if fresh else read_rows(out)
+    rows = {} if fresh else read_rows(out, identity)
     wanted = [
         (case, side)
         for name in only or SLICES
@@ -321,7 +260,7 @@ def main(only, models, sides, works, meshes, networks, fresh: bool, out: Path) -
             save_rows(out, rows)
     click.echo(table(list(rows.values())))
     if out.resolve() == RESULTS / TABLE:
-        write_text(SHIPPED, shipped(list(rows.values())))
+        write_text(SHIPPED, ship(list(rows.values()), "TPU"))
     unfit = [row for row in rows.values() if not row["fits"]]
     if unfit:
         raise click.ClickException(f"{len(unfit)} rows do not fit their chip")

@@ -95,6 +95,9 @@ def test_bytes_sent_vanish_without_a_split():
         (("flux-dev", "--plan", "v6e-8"), "tensor=8"),
         (("flux-schnell", "--plan", "h100x1"), "at least"),
         (("flux-dev", "--plan", "v5e-4", "--quantize", "int8"), "int8"),
+        (("flux-dev", "--plan", "h100x1"), "by the GPU compiler, batch 4"),
+        (("flux-dev", "--plan", "h100x1", "--quantize", "fp8"), "by the GPU compiler, batch 4"),
+        (("flux-dev", "--plan", "v6e-8"), "by the TPU compiler, batch 4"),
     ],
 )
 def test_info_plans_for_a_machine(arguments, said, capsys):

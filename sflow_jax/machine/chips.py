@@ -55,6 +55,10 @@ CHIPS: dict[str, Chip] = {
             "a100", 80 * GIGA, 312 * TERA, 2039 * GIGA, 300 * GIGA, ("NVIDIA A100",),
             "https://www.nvidia.com/en-us/data-center/a100/",
         ),
+        Chip(
+            "b200", 180 * GIGA, 2250 * TERA, 8000 * GIGA, 900 * GIGA, ("NVIDIA B200",),
+            "https://www.nvidia.com/en-us/data-center/hgx/", fp8_speedup=2,
+        ),
     )
 }  # fmt: skip
 

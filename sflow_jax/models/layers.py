@@ -1,5 +1,6 @@
 """Layers shared by the networks. Statistics are float32 whatever the weights' dtype."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,7 +47,7 @@ class Linear(nnx.Module):
     """A product over the last axes, and a bias: kernel [*inputs, *outputs], bias [*outputs].
 
     The kernel may be quantised: one of 8-bit whole numbers is used with the input as it is, one of 8-bit floats
-    with the input in 8 bits too, one scale a row.
+    with the input in 8 bits too, one scale a row, and stored [*outputs, *inputs].
     """
 
     def __init__(
@@ -67,17 +68,26 @@ class Linear(nnx.Module):
     def product(self, x: jax.Array) -> jax.Array:
         """Without the bias."""
         kernel, last = self.kernel.get_value(), x.ndim - self.input_axes
-        contracted = (tuple(range(last, x.ndim)), tuple(range(self.input_axes)))
+        ours, theirs = tuple(range(last, x.ndim)), tuple(range(self.input_axes))
         if not is_quantised(kernel):
-            return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+            return jax.lax.dot_general(x, kernel, ((ours, theirs), ((), ())))
+        rows, row_scale = x, None
         if kernel.qtype == FP8:
+            # Stored [*outputs, *inputs]: a GPU takes both sides by rows, and would turn all kernels in every step.
+            theirs = tuple(range(kernel.qvalue.ndim - self.input_axes, kernel.qvalue.ndim))
             rows = qwix.quantize(x, FP8, channelwise_axes=range(last), scale_dtype=jnp.float32)
-            return qwix.dot_general(rows, kernel, (contracted, ((), ()))).astype(x.dtype)
-        wide = jax.lax.dot_general(
-            x, kernel.qvalue.astype(x.dtype), (contracted, ((), ())), preferred_element_type=jnp.float32
-        )
-        scale = kernel.scale.reshape((1,) * last + kernel.scale.shape[self.input_axes :])
-        return (wide * scale).astype(x.dtype)
+            rows, row_scale = rows.qvalue, rows.scale
+        else:
+            kernel = dataclasses.replace(kernel, qvalue=kernel.qvalue.astype(x.dtype))
+        # In the stream's own numbers, which is half of what float32 sums would be to write and to read.
+        y = jax.lax.dot_general(
+            rows, kernel.qvalue, ((ours, theirs), ((), ())), preferred_element_type=x.dtype
+        ).astype(jnp.float32)
+        outputs = y.shape[last:]
+        y = y * kernel.scale.reshape((1,) * last + outputs)
+        if row_scale is not None:
+            y = y * row_scale.reshape(x.shape[:last] + (1,) * len(outputs))
+        return y.astype(x.dtype)
 
     def add_bias(self, y: jax.Array) -> jax.Array:
         """What follows the product."""

@@ -82,11 +82,14 @@ def bytes_sent(info: ModelInfo, tokens: int, words: int, batch: int, tensor: int
     return numbers * 2 * 2 * (tensor - 1) / tensor
 
 
-def compiled_row(machine: str, model: str | None, work: str, side: int) -> dict[str, Any] | None:
-    """What the TPU compiler said of the proposed mesh, from the table that ships; None where it was not asked."""
+def compiled_row(
+    machine: str, model: str | None, work: str, side: int, quantisation: str | None = None
+) -> dict[str, Any] | None:
+    """What the machine's compiler said of the proposed mesh, in the table that ships; None where not asked."""
     file = importlib.resources.files("sflow_jax.planning") / COMPILED
+    wanted = machine, model, work, side, quantisation
     for row in json.loads(file.read_text()) if file.is_file() else []:
-        if (row["slice"], row["model"], row["work"], row["side"]) == (machine, model, work, side):
+        if (row["slice"], row["model"], row["work"], row["side"], row.get("quantisation")) == wanted:
             return row
     return None
 
@@ -149,12 +152,14 @@ def _described_work(
         info, chip, mesh["tensor"], tokens, words, work.members, weights=weights["transformer"], sent=sent
     )
     seconds = least["step_seconds"] * work.steps * work.pictures / shards
-    plain = placement.quantisation is None and not placement.offload
-    row = compiled_row(machine.lower(), _published_name(info), work.kind, info.picture_size) if plain else None
+    row = None
+    if not placement.offload:
+        name, side = _published_name(info), info.picture_size
+        row = compiled_row(machine.lower(), name, work.kind, side, placement.quantisation)
     memory = f"{RESERVE / GIB:.0f} GiB set aside (estimated)"
     if row:
         step = (row["memory"] - sum(weights.values())) / GIB
-        memory = f"{step:.2f} GiB for a step (by the TPU compiler, batch {row['batch']})"
+        memory = f"{step:.2f} GiB for a step (by the {row['compiler']} compiler, batch {row['batch']})"
     return [
         work.what,
         f"  mesh    {','.join(f'{axis}={size}' for axis, size in mesh.items())} ({why})",

@@ -32,9 +32,30 @@ def block_kernels(module: nnx.Module) -> dict[str, int]:
 
 @functools.partial(jax.jit, static_argnames=("quantisation", "input_axes"))
 def quantise(kernel: jax.Array, quantisation: str, input_axes: int) -> qwix.QArray:
-    """A stacked kernel [n, *inputs, *outputs] in eight bits, with a float32 scale for each block and output."""
+    """A stacked kernel [n, *inputs, *outputs] in eight bits, with a float32 scale for each block and output.
+
+    In 8-bit floats it is stored [n, *outputs, *inputs], see `Linear`.
+    """
     own_scale = (0, *range(1 + input_axes, kernel.ndim))
-    return qwix.quantize(kernel, EIGHT_BITS[quantisation], channelwise_axes=own_scale, scale_dtype=jnp.float32)
+    numbers = qwix.quantize(kernel, EIGHT_BITS[quantisation], channelwise_axes=own_scale, scale_dtype=jnp.float32)
+    if numbers.qtype != FP8:
+        return numbers
+    order = outputs_first(kernel.ndim, input_axes)
+    return jax.tree.map(lambda leaf: leaf.transpose(order), numbers)
+
+
+def outputs_first(axes: int, input_axes: int) -> tuple[int, ...]:
+    """Order of a stacked kernel's axes [n, *inputs, *outputs] as [n, *outputs, *inputs]."""
+    return (0, *range(1 + input_axes, axes), *range(1, 1 + input_axes))
+
+
+def turned(place: Sharding, axes: int, input_axes: int) -> Sharding:
+    """The place of a kernel whose outputs come first."""
+    if isinstance(place, SingleDeviceSharding):
+        return place
+    spec = (*place.spec, *[None] * (axes - len(place.spec)))
+    split = PartitionSpec(*(spec[axis] for axis in outputs_first(axes, input_axes)))
+    return NamedSharding(place.mesh, split, memory_kind=place.memory_kind)
 
 
 def scale_place(place: Sharding, array: jax.Array | jax.ShapeDtypeStruct) -> Sharding:
@@ -86,6 +107,8 @@ def place_network(network: nnx.Module, places: Mapping[str, Sharding], placement
                 form = "int8" if "modulation" in path else placement.quantisation
                 in_eight_bits = functools.partial(quantise, quantisation=form, input_axes=kernels[path])
                 leaf = jax.eval_shape(in_eight_bits, leaf) if abstract else in_eight_bits(leaf)
+                if leaf.qtype == FP8:
+                    place = turned(place, leaf.qvalue.ndim, kernels[path])
         target = jax.tree.map(functools.partial(scale_place, place), leaf)
         placed[path] = jax.tree.map(_placed, leaf, target) if abstract else jax.device_put(leaf, target)
     return with_parameters(shape, placed)
