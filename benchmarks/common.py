@@ -62,7 +62,12 @@ def seconds_of(function: Callable[[], Any]) -> float:
 
 def alternate(first: Callable[[], Any], second: Callable[[], Any], runs: int) -> np.ndarray:
     """Seconds [runs, 2] of two functions called in turn, so that a machine whose speed drifts slows both alike."""
-    return np.array([[seconds_of(function) for function in (first, second)] for _ in range(runs)])
+    return take_turns((first, second), runs)
+
+
+def take_turns(functions: Sequence[Callable[[], Any]], runs: int) -> np.ndarray:
+    """Seconds [runs, functions] of functions called in turn."""
+    return np.array([[seconds_of(function) for function in functions] for _ in range(runs)])
 
 
 def median_seconds(function: Callable[[], Any], runs: int, warm_up: int = 3) -> float:

@@ -1,6 +1,6 @@
 """FLUX on GPUs, compiled by the real GPU compiler with no GPU present.
 
-    pip install --no-deps jax-cuda12-plugin==JAX jax-cuda12-pjrt==JAX   # of the installed jax's version
+    pip install ".[gpu-aot]"
     python benchmarks/gpu_aot.py --only h100x1 --side 1024
 
 For every machine, model, size, batch and kind of numbers: compile time, memory of a chip, kernels, where the bytes
@@ -169,9 +169,8 @@ def devices_of(machine: str) -> list[jax.Device]:
         target = TARGETS[chip.name].text()
         topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x1x{count}")
     except (RuntimeError, ValueError) as error:
-        packages = " ".join(f"{name}=={jax.__version__}" for name in ("jax-cuda12-plugin", "jax-cuda12-pjrt"))
         reason = str(error).splitlines()[0]
-        raise click.ClickException(f"no GPU compiler ({reason}); pip install --no-deps {packages}") from error
+        raise click.ClickException(f"no GPU compiler ({reason}); pip install '.[gpu-aot]'") from error
     return topology.devices
 
 

@@ -1,14 +1,16 @@
 """One denoising step of a mid-size FLUX, here and in diffusers on torch, side by side on the CPU.
 
     python benchmarks/step.py
+    python benchmarks/step.py --side 128 --side 512 --batch 1 --compiled
 
-The two alternate in one process, so that a machine whose speed drifts slows both alike; the figure that
-counts is the median of the pairwise ratios. Prints a table, says how much of a step is matrix products (the
-rest is memory traffic, norms, softmax and overhead), and writes JSON.
+All take turns in one process, so that a machine whose speed drifts slows them alike; the figure that counts is the
+median of the pairwise ratios. `--compiled` adds diffusers through `torch.compile`, which needs a C++ compiler.
+Prints a table, says how much of a step is matrix products (the rest is memory traffic, norms, softmax and
+overhead), and writes JSON.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from common import (
     diffusers_transformer,
     flux_dev,
     out_option,
+    take_turns,
     versions,
     write_json,
 )
@@ -33,6 +36,7 @@ from sflow_convert.engine import assemble, plan_reads
 from sflow_jax.machine.meshes import batch_sharding
 from sflow_jax.models.flux1 import FluxConfig
 from sflow_jax.models.layers import parameter_count, parameters, with_parameters
+from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solve import take_step
 from sflow_jax.sampling.solvers import EULER
@@ -42,11 +46,12 @@ CONFIG = FluxConfig(
     double_blocks=4, single_blocks=8, heads=8, head_dim=64, rotary_axes=(8, 28, 28), text_width=1024
 )
 INFO, _ = flux_dev(CONFIG)
-CANVAS = INFO.canvas(256, 256)
 WORDS = 128
 GUIDANCE = INFO.defaults.guidance
 SIGMA, SIGMA_NEXT = 1.0, 0.9
 BATCHES = (1, 2)
+# Pixels; 64 to 4,096 image tokens.
+SIDES = (128, 256, 512, 768, 1024)
 
 
 def same_weights() -> tuple[torch.nn.Module, nnx.Module]:
@@ -61,14 +66,14 @@ def same_weights() -> tuple[torch.nn.Module, nnx.Module]:
     return theirs, with_parameters(module, jax.device_put(dict(arrays)))
 
 
-def matrix_work(batch: int) -> float:
+def matrix_work(canvas: Canvas, batch: int) -> float:
     """GFLOP of one step's matrix products over tokens: projections and MLPs, and attention."""
-    return INFO.family.step_flops(INFO.configs, CANVAS.tokens, WORDS, batch) / 1e9
+    return INFO.family.step_flops(INFO.configs, canvas.tokens, WORDS, batch) / 1e9
 
 
-def product_rates(runs: int) -> tuple[float, float]:
+def product_rates(canvas: Canvas, runs: int) -> tuple[float, float]:
     """GFLOP/s of both libraries on the step's own kinds of product, d → 3 d, d → 4 d and 4 d → d, each alone."""
-    tokens, width, product = CANVAS.tokens + WORDS, CONFIG.width, jax.jit(jnp.matmul)
+    tokens, width, product = canvas.tokens + WORDS, CONFIG.width, jax.jit(jnp.matmul)
     gflop, seconds = 0.0, np.zeros(2)
     for inner, outer in ((width, 3 * width), (width, 4 * width), (4 * width, width)):
         left, right = (np.ones(shape, np.float32) for shape in ((tokens, inner), (inner, outer)))
@@ -83,10 +88,10 @@ def product_rates(runs: int) -> tuple[float, float]:
     return tuple(gflop / seconds)
 
 
-def our_step(network: nnx.Module, inputs: StepInputs) -> Callable[[], np.ndarray]:
+def our_step(network: nnx.Module, canvas: Canvas, inputs: StepInputs) -> Callable[[], np.ndarray]:
     """The product's own compiled step, with control masks, one group of as many members as the batch has."""
     place, batch = batch_sharding(None, 1), len(inputs.latents)
-    blank = Blank.of(1, batch, CANVAS.tokens, CONFIG.in_channels)
+    blank = Blank.of(1, batch, canvas.tokens, CONFIG.in_channels)
     control = LayerControl.none(1, batch, CONFIG.layers)
     (evaluation,) = EULER.evaluations(SIGMA, SIGMA_NEXT)
     step = blank.step(evaluation, control.interventions(0))
@@ -97,16 +102,16 @@ def our_step(network: nnx.Module, inputs: StepInputs) -> Callable[[], np.ndarray
         # A step uses up its state.
         state = jax.device_put(start, place, may_alias=False)
         moved, _, _ = take_step(
-            network, conditioning, guidance, state, step, canvas=CANVAS, sharding=place, kernel="auto"
+            network, conditioning, guidance, state, step, canvas=canvas, sharding=place, kernel="auto"
         )
         return np.asarray(moved.latents)
 
     return run
 
 
-def their_step(model: torch.nn.Module, inputs: StepInputs) -> Callable[[], np.ndarray]:
+def their_step(model: Callable, canvas: Canvas, inputs: StepInputs) -> Callable[[], np.ndarray]:
     """The same Euler step in torch."""
-    arguments = inputs.for_diffusers(CANVAS, GUIDANCE)
+    arguments = inputs.for_diffusers(canvas, GUIDANCE)
 
     @torch.no_grad()
     def run() -> np.ndarray:
@@ -116,60 +121,90 @@ def their_step(model: torch.nn.Module, inputs: StepInputs) -> Callable[[], np.nd
     return run
 
 
-def measure(theirs: torch.nn.Module, ours: nnx.Module, batch: int, runs: int, rates: tuple) -> dict[str, Any]:
-    """A row of the table. rates: GFLOP/s of products alone, ours and theirs."""
-    inputs = StepInputs.draw(CONFIG, CANVAS, WORDS, batch)
-    pair = our_step(ours, inputs), their_step(theirs, inputs)
-    result, expected = (step() for step in pair)
-    alternate(*pair, runs=2)
-    seconds = alternate(*pair, runs=runs)
-    ratios, medians = seconds[:, 0] / seconds[:, 1], np.median(seconds, axis=0)
+def threads() -> dict[str, int]:
+    """Of both libraries: XLA's pool has one a core that the process may use, torch's is set to as many."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    return {"ours": cores, "diffusers": torch.get_num_threads()}
+
+
+def measure(
+    opponents: dict[str, Callable], ours: nnx.Module, side: int, batch: int, runs: int, rates: tuple
+) -> dict[str, Any]:
+    """A row of the table. opponents: name → diffusers' transformer. rates: GFLOP/s of products, ours and theirs."""
+    canvas = INFO.canvas(side, side)
+    inputs = StepInputs.draw(CONFIG, canvas, WORDS, batch)
+    steps = [our_step(ours, canvas, inputs)]
+    steps += [their_step(model, canvas, inputs) for model in opponents.values()]
+    result, expected = (step() for step in steps[:2])
+    take_turns(steps, runs=2)
+    seconds = take_turns(steps, runs=runs)
+    medians = np.median(seconds, axis=0)
     # What the step's matrix products would take at the rate that they reach alone.
-    shares = matrix_work(batch) / np.array(rates) / medians
-    return {
+    shares = matrix_work(canvas, batch) / np.array(rates) / medians[:2]
+    row = {
+        "tokens": canvas.tokens,
         "batch": batch,
+        "gflop": matrix_work(canvas, batch),
         "ours_ms": 1e3 * float(medians[0]),
-        "diffusers_ms": 1e3 * float(medians[1]),
-        "ratio": float(np.median(ratios)),
-        "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
         "relative_difference": float(np.linalg.norm(result - expected) / np.linalg.norm(expected)),
         "share_of_step_in_matrix_products": dict(zip(("ours", "diffusers"), shares.tolist())),
     }
+    for place, name in enumerate(opponents, 1):
+        ratios = seconds[:, 0] / seconds[:, place]
+        row[name] = {
+            "ms": 1e3 * float(medians[place]),
+            "ratio": float(np.median(ratios)),
+            "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+        }
+    return row
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: dict[str, Any], opponents: Iterable[str]) -> str:
     """The row's lines of the printed table."""
-    low, high = row["ratio_quartiles"]
-    share = row["share_of_step_in_matrix_products"]
-    return (
-        f"{row['batch']:>5} {row['ours_ms']:9.1f} {row['diffusers_ms']:13.1f} {row['ratio']:7.2f} "
-        f"{low:7.2f}–{high:.2f} {row['relative_difference']:11.1e}\n"
-        f"      its {matrix_work(row['batch']):.1f} GFLOP of matrix products are {share['ours']:.0%} of our step, "
+    share, lines = row["share_of_step_in_matrix_products"], []
+    for name in opponents:
+        low, high = row[name]["ratio_quartiles"]
+        lines.append(
+            f"{row['tokens']:>6} {row['batch']:>5} {row['ours_ms']:9.1f} {name:>20} {row[name]['ms']:9.1f} "
+            f"{row[name]['ratio']:6.2f} {low:6.2f}–{high:.2f} {row['relative_difference']:10.1e}"
+        )
+    lines.append(
+        f"      its {row['gflop']:.1f} GFLOP of matrix products are {share['ours']:.0%} of our step, "
         f"{share['diffusers']:.0%} of theirs"
     )
+    return "\n".join(lines)
 
 
 @click.command()
-@click.option("--runs", default=20, show_default=True, help="Pairs of steps a batch size.")
+@click.option("--runs", default=20, show_default=True, help="Turns a row; fewer where a step takes long.")
+@click.option("--side", "sides", type=int, multiple=True, help="Height and width [128, 256, 512, 768, 1024].")
+@click.option("--batch", "batches", type=int, multiple=True, help="Batch sizes [1 and 2].")
+@click.option("--compiled", is_flag=True, help="Also diffusers through torch.compile.")
 @out_option("step.json")
-def main(runs: int, out: Path) -> None:
+def main(runs: int, sides: tuple[int, ...], batches: tuple[int, ...], compiled: bool, out: Path) -> None:
     """Time one denoising step against diffusers on this CPU."""
-    cores = os.cpu_count()
-    torch.set_num_threads(cores)
+    pools = threads()
     theirs, ours = same_weights()
+    opponents = {"diffusers": theirs}
+    if compiled:
+        opponents["diffusers, compiled"] = torch.compile(theirs, dynamic=False)
     million = parameter_count(ours) / 1e6
     blocks = f"{CONFIG.double_blocks} + {CONFIG.single_blocks} blocks"
     click.echo(f"FLUX, hidden {CONFIG.width}, {blocks}, {million:.0f} M parameters, float32")
-    click.echo(f"{CANVAS.tokens} image + {WORDS} text tokens, {cores} cores, {runs} pairs")
+    click.echo(f"{WORDS} text tokens, threads: ours {pools['ours']}, torch's {pools['diffusers']}")
     click.echo(
-        f"{'batch':>5} {'ours ms':>9} {'diffusers ms':>13} {'ratio':>7} {'ratio range':>15} {'difference':>11}"
+        f"{'tokens':>6} {'batch':>5} {'ours ms':>9} {'opponent':>20} {'ms':>9} {'ratio':>6} {'quartiles':>11} "
+        f"{'difference':>10}"
     )
-    rows, rates = [], product_rates(runs)
-    for batch in BATCHES:
-        rows.append(measure(theirs, ours, batch, runs, rates))
-        click.echo(describe(rows[-1]))
+    rows, rates = [], product_rates(INFO.canvas(256, 256), runs)
+    for side in sides or SIDES:
+        for batch in batches or BATCHES:
+            turns = max(3, min(runs, round(runs * 512 / INFO.canvas(side, side).tokens)))
+            rows.append(measure(opponents, ours, side, batch, turns, rates))
+            click.echo(describe(rows[-1], opponents))
     click.echo(f"products alone: ours {rates[0]:.0f} GFLOP/s, theirs {rates[1]:.0f} GFLOP/s")
-    surroundings = {"cores": cores, "versions": versions("jax", "torch")}
+    surroundings = {"threads": pools, "versions": versions("jax", "torch")}
     write_json(out, surroundings | {"product_gflops": rates, "rows": rows})
     click.echo(f"written to {out}")
 

@@ -115,7 +115,7 @@ def test_loops_without_a_count_are_refused():
 def test_the_full_size_step_compiles_for_an_h100(tmp_path):
     """FLUX.1-dev at 512²: cuDNN attends in every layer, and only what the scan slices is copied."""
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        pytest.skip("the GPU compiler is not installed: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt")
+        pytest.skip("the GPU compiler is not installed: pip install '.[gpu-aot]'")
     out = tmp_path / "table.json"
     what = (
         "--only h100x1 --model flux-dev --side 512 --work sweep --numbers bf16 --attention cudnn --products cublas"
