@@ -81,7 +81,11 @@ def edit(
         unused = (*(OF_GENERATED if image or inversion else OF_PHOTOS), "method_options")
         kept = {name: value for name, value in as_record(result.settings).items() if name not in unused}
         about = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion, **kept}
-        about |= {"region": settings.region or method.region, "region_shape": shape, "evaluations": result.evaluations}
+        about |= {
+            "region": settings.region or method.region,
+            "region_shape": shape,
+            "evaluations": result.evaluations,
+        }
         about["method_settings"] = dataclasses.asdict(result.method)
         folder.json("edit.json", record(chosen.model, about | placement_record(flow.painter.placement), seconds))
     if reports:
