@@ -6,7 +6,6 @@ rows and q columns of tokens, n evaluations.
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -135,7 +134,8 @@ def otsu_threshold(share: Float[np.ndarray, "r q"], bins: int = 256) -> float:
     mean_below = np.cumsum(counts * middles) / np.maximum(below, 1)
     mean_above = np.cumsum((counts * middles)[::-1])[::-1] / np.maximum(above, 1)
     between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
-    return float(edges[1 + int(between.argmax())])
+    # Between two heaps all cuts are as good: the middle one.
+    return float(edges[1:-1][between == between.max()].mean())
 
 
 def read_region(mask: Any, canvas: Canvas) -> Float[np.ndarray, "r q"]:
@@ -178,7 +178,7 @@ def to_pixels(region: Float[np.ndarray, "r q"], height: int, width: int) -> Floa
 
 
 def paste(
-    edits: Float[np.ndarray, "e y x 3"], photo: Float[np.ndarray, "y x 3"], regions: Sequence[np.ndarray]
+    edits: Float[np.ndarray, "e y x 3"], photo: Float[np.ndarray, "y x 3"], regions: Float[np.ndarray, "e r q"]
 ) -> Float[np.ndarray, "e y x 3"]:
     """Edits whose pixels outside their region are the photo's own."""
     height, width = photo.shape[:2]
