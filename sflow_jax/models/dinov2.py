@@ -135,6 +135,11 @@ class Dinov2Block(nnx.Module):
         gate, value = jnp.split(hidden, 2, axis=-1)
         return jax.nn.silu(gate) * value
 
+    def keys(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """The keys of all heads, side by side, of what enters the block."""
+        key = self.qkv(self.attention_norm(x))[:, :, 1]
+        return key.reshape(*key.shape[:2], -1)
+
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         query, key, value = (y.squeeze(2) for y in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=2))
         mixed = jax.nn.dot_product_attention(query, key, value)
@@ -172,11 +177,8 @@ class Dinov2(nnx.Module):
             patches = jnp.einsum("ya,xb,abd->yxd", down, across, wide)
         return jnp.concatenate([table[:1], patches.astype(table.dtype).reshape(rows * columns, -1)])
 
-    def __call__(self, pictures: Float[Array, "b y x c"], *, unroll: bool = False) -> Float[Array, "b l d"]:
-        """All tokens after the last norm, of pictures normalised as the model expects.
-
-        unroll: compile every layer by itself; training on a CPU is faster so.
-        """
+    def embed(self, pictures: Float[Array, "b y x c"]) -> Float[Array, "b l d"]:
+        """What enters the first block: class token, registers and patches with their positions."""
         patches = self.patch_embedding(pictures.astype(parameter_dtype(self)))
         batch, rows, columns, width = patches.shape
 
@@ -187,6 +189,21 @@ class Dinov2(nnx.Module):
         x = x + self.positions(rows, columns)[None]
         if self.config.registers:
             x = jnp.concatenate([x[:, :1], repeated(self.registers[...]), x[:, 1:]], axis=1)
+        return x
+
+    def __call__(self, pictures: Float[Array, "b y x c"], *, unroll: bool = False) -> Float[Array, "b l d"]:
+        """All tokens after the last norm, of pictures normalised as the model expects.
+
+        unroll: compile every layer by itself; training on a CPU is faster so.
+        """
+        x = self.embed(pictures)
         with jax.named_scope("dinov2_blocks"):
             x, _ = jax.lax.scan(lambda x, block: (block(x), None), x, self.blocks, unroll=unroll)
         return self.final_norm(x)
+
+    def last_keys(self, pictures: Float[Array, "b y x c"]) -> Float[Array, "b l d"]:
+        """Keys of the last block's attention, all heads side by side: of the class token and the patches."""
+        earlier, last = (jax.tree.map(lambda leaf: leaf[part], self.blocks) for part in (slice(-1), -1))
+        x, _ = jax.lax.scan(lambda x, block: (block(x), None), self.embed(pictures), earlier)
+        keys = last.keys(x)
+        return jnp.concatenate([keys[:, :1], keys[:, 1 + self.config.registers :]], axis=1)
