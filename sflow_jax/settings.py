@@ -210,6 +210,33 @@ class SweepSettings(PaintingSettings):
             raise SettingError("`adaptive` measures layers alone; leave out `windows` and `pairs`")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(PaintingSettings):
+    """Of `evaluate`: which methods edit what, and which networks judge.
+
+    methods: names as `evaluation.methods.parse_methods` reads them. features, clip, lpips: None leaves the columns
+    empty that need them, but for the embedded model, which has its own DINOv2 and CLIP.
+    """
+
+    methods: str = setting("reference,none", "Methods to compare, such as reference,none,reference:layers=all.")
+    scenes: int = setting(64, "Of --known-answers and --draw-pie: scenes, each edited once a family.", kind=int)
+    limit: int | None = setting(None, "Only the first so many pictures.", kind=int, unset="all")
+    seed: int = setting(0, "Seed of the scenes, and of every method's noise.", kind=int)
+    guidance: float | None = setting(None, "Guidance of the edits.", kind=float, unset="each method's own")
+    edits_at_once: int = setting(8, "Edits of one picture in one batch.", kind=int)
+    features: str | None = setting(
+        None, "Converted DINOv2, for structure distance.", unset="the embedded model has its own"
+    )
+    clip: str | None = setting(None, "Converted CLIP.", unset="the embedded model has its own")
+    clip_tokenizer: str | None = setting(None, "Folder of CLIP's tokenizer.", unset="the model's own")
+    lpips: str | None = setting(None, "Safetensors file of LPIPS with SqueezeNet.", unset="no LPIPS")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scenes", "limit", "edits_at_once"):
+            _at_least(name, getattr(self, name), 1)
+
+
 def as_record(settings: Any) -> dict[str, Any]:
     """Every setting of a dataclass as JSON may hold it."""
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}

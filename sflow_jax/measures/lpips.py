@@ -1,7 +1,7 @@
 """LPIPS: how different two pictures look, by the features of a small network (Zhang et al. 2018).
 
-The variant with SqueezeNet 1.1, which PIE-Bench's published evaluator uses. The weights are the user's own file; none
-ship. Axes: b batch, y rows, x columns, c channels.
+The variant with SqueezeNet 1.1, which PIE-Bench's published evaluator uses. The weights are the user's own file;
+none ship. Axes: b batch, y rows, x columns, c channels.
 """
 
 import re

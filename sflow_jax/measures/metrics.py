@@ -58,7 +58,7 @@ def picture_ssim(pictures: Real[AnyArray, "b y x 3"], references: Real[AnyArray,
 
 
 def picture_mse(pictures: Real[AnyArray, "b y x 3"], references: Real[AnyArray, "b y x 3"]) -> Float[Array, " b"]:
-    """Mean squared error of every picture in units of its range (levels 0..255 as 0..1), float32; jit-compatible."""
+    """Mean squared error of every picture, levels 0..255 taken as 0..1, float32; jit-compatible."""
     return jnp.mean(jnp.square(_unit_range(pictures) - _unit_range(references)), axis=(1, 2, 3))
 
 

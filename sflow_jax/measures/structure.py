@@ -24,7 +24,7 @@ def self_similarity(keys: Float[AnyArray, "b l d"]) -> Float[Array, "b l l"]:
 def structure_distance(
     features: Features, pictures: Real[AnyArray, "b y x 3"], references: Real[AnyArray, "b y x 3"]
 ) -> Float[Array, " b"]:
-    """Mean squared difference of the two tables of similarities, float32, at least 0; levels 0..255; jit-compatible.
+    """Mean squared difference of the two tables of similarities, float32; levels 0..255; jit-compatible.
 
     The class token and all patches count; registers do not. Published figures are made with DINO ViT-B/8 at 224
     pixels; here it is the DINOv2 that was converted, at its own preprocessing, so compare only rows of one table.

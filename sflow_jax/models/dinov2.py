@@ -203,7 +203,8 @@ class Dinov2(nnx.Module):
 
     def last_keys(self, pictures: Float[Array, "b y x c"]) -> Float[Array, "b l d"]:
         """Keys of the last block's attention, all heads side by side: of the class token and the patches."""
-        earlier, last = (jax.tree.map(lambda leaf: leaf[part], self.blocks) for part in (slice(-1), -1))
+        earlier = jax.tree.map(lambda leaf: leaf[:-1], self.blocks)
+        last = jax.tree.map(lambda leaf: leaf[-1], self.blocks)
         x, _ = jax.lax.scan(lambda x, block: (block(x), None), self.embed(pictures), earlier)
         keys = last.keys(x)
         return jnp.concatenate([keys[:, :1], keys[:, 1 + self.config.registers :]], axis=1)

@@ -58,10 +58,37 @@ def sample_edit(family: str, rng: np.random.Generator, split: str = "held-out") 
         raise ValueError(f"unknown family {family!r}; allowed: {', '.join(EDIT_FAMILIES)}")
     attribute = one_of(_EDITED[family], rng)
     source = _prepared(sample_scene(rng, split), family, attribute, rng)
+    target = _target(source, family, attribute, rng)
+    return _captioned(family, attribute, source, target, Wording.sample(rng))
+
+
+def sample_edits(rng: np.random.Generator, split: str = "held-out") -> tuple[Edit, ...]:
+    """Draws one edit of every family, all of one source, which wears a hat or stands by an object, never both.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    present, absent = ("hat", "object") if rng.random() < 0.5 else ("object", "hat")
+    source = sample_scene(rng, split)
+    if getattr(source, present) == "none":
+        source = source.edited(**{present: one_of(ATTRIBUTES[present][1:], rng)})
+    source = source.edited(**{absent: "none"})
+    wording, shown, edits = Wording.sample(rng), source.attributes(), []
+    for family, attributes in _EDITED.items():
+        visible = tuple(name for name in attributes if shown[name] != "none")
+        attribute = absent if family == "add" else one_of(visible, rng)
+        edits.append(_captioned(family, attribute, source, _target(source, family, attribute, rng), wording))
+    return tuple(edits)
+
+
+def _target(source: Scene, family: str, attribute: str, rng: np.random.Generator) -> Scene:
+    """The source with another value of an attribute, or without it."""
     current = getattr(source, attribute)
     others = tuple(value for value in settable(attribute) if value not in (current, "none"))
-    target = source.edited(**{attribute: "none" if family == "remove" else one_of(others, rng)})
-    wording = Wording.sample(rng)
+    return source.edited(**{attribute: "none" if family == "remove" else one_of(others, rng)})
+
+
+def _captioned(family: str, attribute: str, source: Scene, target: Scene, wording: Wording) -> Edit:
     captions = (say(scene.attributes(), wording) for scene in (source, target))
     return Edit(family, attribute, source, target, *captions)
 

@@ -111,18 +111,12 @@ def manifest_of(
     elimination: Elimination | None,
 ) -> dict[str, Any]:
     """Everything that the scores depend on."""
-    info, quantisation = painter.info, painter.placement.quantisation
-    dtype = parameter_dtype(painter.transformer).name + (f", {quantisation}" if quantisation else "")
-    source = json.dumps([info.source_digests, dtype], sort_keys=True)
     sweep = "exhaustive"
     if elimination is not None:
         sweep = f"adaptive, {elimination.rule}, error {elimination.error:g}"
     return {
-        "model": painter.checkpoint,
-        "family": info.variant,
-        "checkpoint": hashlib.sha256(source.encode()).hexdigest()[:16],
-        "dtype": dtype,
-        "layer_kinds": [list(kind) for kind in info.layer_kinds],
+        **model_record(painter),
+        "layer_kinds": [list(kind) for kind in painter.info.layer_kinds],
         "features": {name: f"{network.name} ({network.digest})" for name, network in features.items()},
         "steps": plan.steps,
         "guidance": plan.guidance,
@@ -136,6 +130,15 @@ def manifest_of(
         "sweep": sweep,
         "prompts": list(plan.prompts),
     }
+
+
+def model_record(painter: Painter) -> dict[str, str]:
+    """Which model computed, in which numbers; `checkpoint` is a digest of both."""
+    info, quantisation = painter.info, painter.placement.quantisation
+    dtype = parameter_dtype(painter.transformer).name + (f", {quantisation}" if quantisation else "")
+    source = json.dumps([info.source_digests, dtype], sort_keys=True)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return {"model": painter.checkpoint, "family": info.variant, "checkpoint": digest, "dtype": dtype}
 
 
 def costs(folder: RunFolder) -> dict[str, Any]:
