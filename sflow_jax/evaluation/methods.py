@@ -1,0 +1,131 @@
+"""Methods by name, as an evaluation runs them: the one place that calls `flow.edit`."""
+
+import dataclasses
+import inspect
+import json
+import re
+import time
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sflow_jax.errors import SettingError
+from sflow_jax.evaluation.cases import Case
+from sflow_jax.pictures.files import to_uint8
+from sflow_jax.pipeline import StableFlow
+from sflow_jax.results import Edit
+from sflow_jax.settings import EvaluationSettings
+
+REFERENCE = "reference"
+# Names that stand for settings of the reference's recipe.
+RECIPES: dict[str, dict[str, Any]] = {REFERENCE: {}, "none": {"layers": "none"}}
+AUTOENCODER = "autoencoder"
+"""Not a method: the right answers encoded and decoded, the best that any method can reach."""
+FORM = "names with perhaps settings, such as reference,none,reference:layers=all:steps=20"
+_LABEL = re.compile(r"[\w.+-]+(:\w+=[\w.+-]+)*")
+# Arguments of `edit` that the evaluation itself gives.
+_OWN = {"source_prompt", "edit_prompts", "image", "inversion", "noise", "seed", "progress", "method", "edits_at_once"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method and its settings. label: as it was asked for. name: what `flow.edit` calls it; None: its default."""
+
+    label: str
+    name: str | None
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Painted:
+    """What a method made of a case.
+
+    images: [edits, y, x, 3]. passes: of the transformer, for the source and one edit alone, inversion included; NaN
+    where that is not known. seconds: for all edits together.
+    """
+
+    images: UInt8[np.ndarray, "n y x 3"]
+    passes: float
+    seconds: float
+
+
+def parse_methods(text: str) -> tuple[Method, ...]:
+    """`a,b:name=value` as methods; SettingError for what cannot be read, or is there twice.
+
+    A value is a number, true, false, or a text. `reference` is the paper's recipe with the nudge undone at decoding,
+    so that pictures have the source's contrast; `none` is the same without injection.
+    """
+    labels = [part.strip() for part in text.split(",")]
+    if not all(map(_LABEL.fullmatch, labels)):
+        raise SettingError(f"cannot read `methods` {text!r}: write {FORM}")
+    if len(set(labels)) < len(labels):
+        raise SettingError(f"`methods` {text!r} names one twice")
+    if AUTOENCODER in labels:
+        raise SettingError(f"`methods` needs no {AUTOENCODER}: it is there where right answers are known")
+    return tuple(map(_parse_method, labels))
+
+
+def _parse_method(label: str) -> Method:
+    name, *settings = label.split(":")
+    options = {key: _value(value) for key, _, value in (setting.partition("=") for setting in settings)}
+    if name in RECIPES:
+        return Method(label, None, {"unnudge": True} | RECIPES[name] | options)
+    return Method(label, name, options)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def check_methods(flow: StableFlow, methods: tuple[Method, ...]) -> None:
+    """SettingError for methods and settings that `flow.edit` does not have, before anything is painted."""
+    taken = inspect.signature(flow.edit).parameters
+    for method in methods:
+        if method.name is not None and "method" not in taken:
+            raise SettingError(f"unknown method {method.name} in `methods`; known: {', '.join(RECIPES)}")
+        unknown = [name for name in method.options if name not in taken or name in _OWN]
+        if unknown:
+            known = ", ".join(sorted(taken.keys() - _OWN))
+            raise SettingError(f"{method.label} in `methods` has no setting {', '.join(unknown)}; known: {known}")
+
+
+def edit_case(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings, seed: int) -> Painted:
+    """All edits of a case by a method, in one batch as far as `edits_at_once` goes."""
+    asked = {name: getattr(settings, name) for name in ("steps", "guidance", "height", "width")}
+    options = {name: value for name, value in asked.items() if value is not None} | method.options
+    if method.name is not None:
+        options["method"] = method.name
+    start = time.perf_counter()
+    result = flow.edit(
+        case.prompt,
+        list(case.edits),
+        image=case.picture,
+        seed=seed,
+        edits_at_once=settings.edits_at_once,
+        progress=False,
+        **options,
+    )
+    return Painted(to_uint8(result.images[1:]), passes_of(result), time.perf_counter() - start)
+
+
+def passes_of(result: Edit) -> float:
+    """Transformer passes of the source and one edit: what the result says, else what the reference's recipe takes.
+
+    That is inversion, the edit, and beside it the source where its keys and values are injected.
+    """
+    evaluations = getattr(result, "evaluations", None)
+    if evaluations is not None:
+        return float(evaluations)
+    return float(result.steps * (3 if result.layers else 2))
+
+
+def through_autoencoder(flow: StableFlow, case: Case) -> Painted:
+    """The right answers of a case, encoded and decoded."""
+    start, canvas = time.perf_counter(), flow.info.canvas(*case.answers.shape[1:3])
+    latents = [np.asarray(flow.painter.encode_image(answer, canvas)) for answer in case.answers]
+    images = flow.painter.decode(np.concatenate(latents), canvas)
+    return Painted(to_uint8(images), 0.0, time.perf_counter() - start)
