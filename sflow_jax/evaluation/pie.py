@@ -11,6 +11,7 @@ folder that the published evaluator reads beside the benchmark's own. They are j
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -185,9 +186,17 @@ class PieBench:
         return Case(annotation.key, file, annotation.source, (annotation.edit,), (annotation.kind,))
 
     def record(self) -> dict[str, Any]:
-        """The mapping's entries and the networks."""
-        pictures = [[x.key, x.place, x.source, x.edit, encode_mask(x.mask)] for x in self.annotations.values()]
-        return {"benchmark": self.name, "pictures": len(pictures), "mapping": pictures, **self.networks.record()}
+        """A digest of the mapping's entries and of the pictures, and the networks."""
+        digest = hashlib.sha256()
+        for case, x in zip(self.cases, self.annotations.values()):
+            digest.update(json.dumps([x.key, x.place, x.source, x.edit, encode_mask(x.mask)]).encode())
+            digest.update(case.picture.read_bytes())
+        return {
+            "benchmark": self.name,
+            "pictures": len(self.cases),
+            "mapping": digest.hexdigest()[:16],
+            **self.networks.record(),
+        }
 
     def keep(self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]) -> np.ndarray:
         """Write the edited picture where the published evaluator looks for it, and read it again."""
