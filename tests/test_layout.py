@@ -14,10 +14,13 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families", "storage",
     "measures", "results", "convert", "catalogue", "painter", "planning", "runs", "reports", "toyworld", "vitality",
-    "pipeline", "commands",
+    "pipeline", "evaluation", "commands",
 )  # fmt: skip
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
-LATE = {("vitality/find", "vitality/report"): "matplotlib"}
+LATE = {
+    ("vitality/find", "vitality/report"): "matplotlib",
+    ("evaluation/run", "evaluation/report"): "matplotlib",
+}
 FILES = {
     path.relative_to(ROOT / "sflow_jax").with_suffix("").as_posix(): path for path in ROOT.glob("sflow_jax/**/*.py")
 } | {f"convert/{path.stem}": path for path in ROOT.glob("convert/*.py")}
@@ -101,7 +104,18 @@ def test_only_the_catalogue_calls_the_converter():
     assert callers == {"catalogue", "commands/convert", "toyworld/train/export"}
 
 
-GENERAL = ("sampling", "painter", "planning", "runs", "reports", "vitality", "pipeline", "storage", "measures")
+GENERAL = (
+    "sampling",
+    "painter",
+    "planning",
+    "runs",
+    "reports",
+    "vitality",
+    "pipeline",
+    "storage",
+    "measures",
+    "evaluation",
+)
 NAMES_OF_ONE_FAMILY = ("flux", "double", "single_blocks", "t5", "pooled", "schnell", "krea")
 
 

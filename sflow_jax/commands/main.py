@@ -11,6 +11,7 @@ from sflow_jax.commands.console import HELP_WIDTH, run_command
 COMMANDS = {
     "demo": "See the method at work on the embedded model.",
     "edit": "Edit a generated picture or a photo.",
+    "evaluate": "Compare ways of editing on a benchmark.",
     "generate": "Generate pictures of prompts.",
     "info": "What a checkpoint is, and what it takes on a machine.",
     "invert": "Invert a photo, for many edits.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sflow_jax.errors import SettingError
-from sflow_jax.runs.worker import parse_place
+from sflow_jax.runs.worker import Worker, parse_place
 from sflow_jax.settings import AUTOMATIC, PaintingSettings, Placement, as_record
 
 if TYPE_CHECKING:
@@ -182,6 +182,19 @@ def model_options(*, required: bool = True) -> Callable:
         click.option("--process", help="Beside --coordinator HOST:PORT: which process this is, such as 2/8."),
         bundled,
     )
+
+
+def worker_of(worker: str, chosen: Chosen) -> Worker:
+    """This process's share: as asked for, or its place among the processes that it joins; SettingError for both."""
+    asked = Worker.parse(worker)
+    if chosen.coordinator is not None and asked != Worker():
+        raise SettingError("give `worker` for processes that share only the folder, or `coordinator`, not both")
+    chosen.join()
+    if chosen.coordinator is None:
+        return asked
+    import jax
+
+    return Worker(jax.process_index(), jax.process_count())
 
 
 out_option = click.option("--out", "-o", required=True, help="Folder for the results.")

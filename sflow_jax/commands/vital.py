@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sflow_jax.commands.console import Command, say
-from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options
+from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
 from sflow_jax.settings import AUTOMATIC, EMBEDDED, Placement, SweepSettings
@@ -163,16 +163,3 @@ def placement_to_plan(chosen: Chosen) -> Placement:
         return dataclasses.replace(placement, mesh=chosen.placed("sweep").mesh)
     sizes = parse_mesh(placement.mesh)
     return dataclasses.replace(placement, mesh=make_mesh(sizes, planned_devices(math.prod(sizes.values()))))
-
-
-def worker_of(worker: str, chosen: Chosen) -> Worker:
-    """This process's share: as asked for, or its place among the processes that it joins; SettingError for both."""
-    asked = Worker.parse(worker)
-    if chosen.coordinator is not None and asked != Worker():
-        raise SettingError("give `worker` for processes that share only the folder, or `coordinator`, not both")
-    chosen.join()
-    if chosen.coordinator is None:
-        return asked
-    import jax
-
-    return Worker(jax.process_index(), jax.process_count())

@@ -134,7 +134,9 @@ class CaptionBench:
             **self.networks.record(),
         }
 
-    def keep(self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]) -> np.ndarray:
+    def keep(
+        self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]
+    ) -> np.ndarray:
         """Nothing is written."""
         return pictures
 

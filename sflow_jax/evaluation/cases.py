@@ -72,7 +72,9 @@ class Benchmark(Protocol):
     def record(self) -> dict[str, Any]:
         """Everything that the scores depend on, beside the model and the methods; as JSON may hold it."""
 
-    def keep(self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]) -> np.ndarray:
+    def keep(
+        self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]
+    ) -> np.ndarray:
         """See edited pictures before they are judged: may write them for others to read, and returns what was
         written."""
 

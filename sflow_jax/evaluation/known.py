@@ -51,7 +51,9 @@ class KnownAnswers:
     def on(cls, canvas: Canvas, scenes: int, seed: int) -> "KnownAnswers":
         """For a model's canvas; SettingError unless it is square."""
         if canvas.height != canvas.width:
-            raise SettingError(f"drawn scenes are square: `height` and `width` cannot be {canvas.height} and {canvas.width}")
+            raise SettingError(
+                f"drawn scenes are square: `height` and `width` cannot be {canvas.height} and {canvas.width}"
+            )
         return cls(scenes, seed, canvas.height)
 
     @functools.cached_property
@@ -83,7 +85,9 @@ class KnownAnswers:
         """What the scenes depend on."""
         return {"benchmark": self.name, "scenes": self.scenes, "seed": self.seed, "size": self.size}
 
-    def keep(self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]) -> np.ndarray:
+    def keep(
+        self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]
+    ) -> np.ndarray:
         """Nothing is written."""
         return pictures
 

@@ -25,7 +25,17 @@ AUTOENCODER = "autoencoder"
 FORM = "names with perhaps settings, such as reference,none,reference:layers=all:steps=20"
 _LABEL = re.compile(r"[\w.+-]+(:\w+=[\w.+-]+)*")
 # Arguments of `edit` that the evaluation itself gives.
-_OWN = {"source_prompt", "edit_prompts", "image", "inversion", "noise", "seed", "progress", "method", "edits_at_once"}
+_OWN = {
+    "source_prompt",
+    "edit_prompts",
+    "image",
+    "inversion",
+    "noise",
+    "seed",
+    "progress",
+    "method",
+    "edits_at_once",
+}
 
 
 @dataclasses.dataclass(frozen=True)

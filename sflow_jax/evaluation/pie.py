@@ -198,7 +198,9 @@ class PieBench:
             **self.networks.record(),
         }
 
-    def keep(self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]) -> np.ndarray:
+    def keep(
+        self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]
+    ) -> np.ndarray:
         """Write the edited picture where the published evaluator looks for it, and read it again."""
         place = folder / EDITED / method.replace(":", "-") / PICTURES / self.annotations[case.name].place
         fitted = fit_picture(Image.fromarray(pictures[0]), SIDE, SIDE)

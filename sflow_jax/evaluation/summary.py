@@ -86,9 +86,14 @@ class MethodSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """An evaluation's results. settings: the run's manifest. notes: what a reader of the table must know."""
+    """An evaluation's results.
+
+    share: the column that is told as a rate, where there is one. notes: what a reader of the table must know.
+    settings: the run's manifest.
+    """
 
     benchmark: str
+    share: str | None
     notes: tuple[str, ...]
     columns: tuple[Column, ...]
     methods: tuple[MethodSummary, ...]
@@ -121,7 +126,12 @@ class Summary:
 
     def to_markdown(self) -> str:
         """The text of `summary.md`: a table of methods, and one of families where they have rates."""
-        lines = [f"# {self.benchmark[0].upper()}{self.benchmark[1:]}", "", *(f"- {note}" for note in self.notes), ""]
+        lines = [
+            f"# {self.benchmark[0].upper()}{self.benchmark[1:]}",
+            "",
+            *(f"- {note}" for note in self.notes),
+            "",
+        ]
         lines += _table(*self.table())
         if any(method.groups for method in self.methods):
             lines += ["", *_table(*self.group_table())]
@@ -131,8 +141,8 @@ class Summary:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and cells: a line a method."""
         rated = any(method.rate for method in self.methods)
-        shown = [column for column in self.columns if not (rated and column.name == self._share)]
-        titles = ["method", "pictures", *([f"{self._share} (95 %)", "worst family"] if rated else [])]
+        shown = [column for column in self.columns if not (rated and column.name == self.share)]
+        titles = ["method", "pictures", *([f"{self.share} (95 %)", "worst family"] if rated else [])]
         titles += [*(column.title for column in shown), "passes", "seconds a picture"]
         return titles, [self._cells(method, shown, rated) for method in self.methods]
 
@@ -144,10 +154,6 @@ class Summary:
             for method in self.methods
         ]
         return ["method", *groups], cells
-
-    @property
-    def _share(self) -> str | None:
-        return self.settings.get("share")
 
     def _cells(self, method: MethodSummary, shown: Sequence[Column], rated: bool) -> list[str]:
         rate = []
@@ -170,11 +176,12 @@ def summarise(
     methods = [_method(benchmark, label, [row for row in rows if row.method == label]) for label in labels]
     return Summary(
         benchmark.name,
+        benchmark.share,
         tuple(benchmark.notes),
         benchmark.columns,
         tuple(methods),
         tuple(rows),
-        {**settings, "share": benchmark.share},
+        dict(settings),
         dict(costs),
     )
 

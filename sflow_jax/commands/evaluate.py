@@ -1,0 +1,99 @@
+"""`sflow evaluate`: ways of editing compared on a benchmark."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sflow_jax.commands.console import Command
+from sflow_jax.commands.options import Chosen, model_options, settings_options, worker_of
+from sflow_jax.errors import SettingError
+from sflow_jax.settings import EvaluationSettings
+
+if TYPE_CHECKING:
+    from sflow_jax.evaluation.cases import Benchmark
+    from sflow_jax.pipeline import StableFlow
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    sflow evaluate -m toyworld --known-answers --scenes 12 --methods reference,none --out known
+
+    sflow evaluate -m checkpoints/flux-dev --pie PIE-Bench_v1 --clip checkpoints/clip --worker 3/8 --out gs://bucket/pie
+
+    sflow evaluate -m checkpoints/flux-dev --captions coco.csv --clip checkpoints/clip --out coco
+
+    sflow evaluate --draw-pie drawn --scenes 2
+    """,
+)
+@model_options(required=False)
+@click.option(
+    "--known-answers", is_flag=True, help="Drawn scenes of the embedded world, whose right answers are known."
+)
+@click.option("--pie", help="Folder in PIE-Bench's layout: mapping_file.json, annotation_images/.")
+@click.option("--captions", help="CSV or JSON lines of image, source, edit: the paper's COCO protocol.")
+@click.option("--draw-pie", help="Draw a small set in PIE-Bench's layout into a new folder instead.")
+@settings_options(EvaluationSettings)
+@click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
+@click.option("--out", "-o", help="Folder of the run, local or gs://.")
+def evaluate(
+    chosen: Chosen,
+    known_answers: bool,
+    pie: str | None,
+    captions: str | None,
+    draw_pie: str | None,
+    settings: EvaluationSettings,
+    worker: str,
+    out: str | None,
+) -> None:
+    """Compare ways of editing on a benchmark.
+
+    Writes report.html, scores.csv, summary.md, summary.json and a chart into the run's folder. Run it again to go on.
+    """
+    asked = {"known_answers": known_answers, "pie": pie, "captions": captions, "draw_pie": draw_pie}
+    if sum(map(bool, asked.values())) != 1:
+        raise SettingError(f"give one of {', '.join(f'`{name}`' for name in asked)}")
+    if draw_pie:
+        from sflow_jax.evaluation.drawn_pie import draw_pie as draw
+
+        click.echo(f"{draw(draw_pie, settings.scenes, settings.seed)} pictures in {draw_pie}")
+    elif chosen.model is None or out is None:
+        raise SettingError("`model` and `out` are needed")
+    else:
+        compare(chosen, pie, captions, settings, worker, out)
+
+
+def compare(
+    chosen: Chosen, pie: str | None, captions: str | None, settings: EvaluationSettings, worker: str, out: str
+) -> None:
+    """Evaluate, or go on with an evaluation, and say what came out."""
+    from sflow_jax.evaluation.methods import parse_methods
+    from sflow_jax.evaluation.run import evaluate
+
+    parse_methods(settings.methods)  # a bad name should not cost a model's loading
+    own, together = worker_of(worker, chosen), chosen.coordinator is not None
+    flow, _ = chosen.load(alone=True)
+    reports = own.index == 0 or not together
+    benchmark = open_benchmark(flow, pie, captions, settings)
+    summary = evaluate(flow, benchmark, settings, out, worker=own, wait=together, progress=reports)
+    if summary is None:
+        click.echo(f"this worker's share is done; the last of {own.count} workers to finish writes the report")
+    elif reports:
+        click.echo(f"{summary.to_markdown()}\n{out}/report.html")
+
+
+def open_benchmark(
+    flow: "StableFlow", pie: str | None, captions: str | None, settings: EvaluationSettings
+) -> "Benchmark":
+    """The benchmark that was asked for, checked."""
+    from sflow_jax.evaluation.captions import CaptionBench
+    from sflow_jax.evaluation.known import KnownAnswers
+    from sflow_jax.evaluation.networks import load_networks
+    from sflow_jax.evaluation.pie import PieBench
+
+    canvas = flow.info.canvas(settings.height, settings.width)
+    if pie:
+        return PieBench(pie, load_networks(settings, flow.painter), settings.limit)
+    if captions:
+        return CaptionBench(captions, canvas, load_networks(settings, flow.painter), settings.limit)
+    return KnownAnswers.on(canvas, min(settings.scenes, settings.limit or settings.scenes), settings.seed)

@@ -1,0 +1,109 @@
+"""The chart of an evaluation: what methods change as asked, against what they keep."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sflow_jax.evaluation.cases import Benchmark
+from sflow_jax.evaluation.methods import AUTOENCODER
+from sflow_jax.evaluation.summary import MethodSummary, Summary
+from sflow_jax.vitality.charts import COLOURS, STYLE
+
+# Inches.
+SIZE = (6.4, 3.8)
+LABEL_SHIFT = (5, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A method in the chart. low, high: of its success, where it has an interval. kept: along x; success: along y."""
+
+    name: str
+    kept: float
+    success: float
+    low: float
+    high: float
+
+
+def chart_points(benchmark: Benchmark, summary: Summary) -> list[Point]:
+    """Every method of which both numbers are known."""
+    success, kept = benchmark.chart
+    scales = {column.name: column.scale for column in benchmark.columns}
+    points = []
+    for method in summary.methods:
+        value, low, high = _success(method, success.column, scales[success.column], benchmark.share)
+        point = Point(method.method, method.means[kept.column] * scales[kept.column], value, low, high)
+        if not np.isnan([point.kept, point.success]).any():
+            points.append(point)
+    return points
+
+
+def _success(method: MethodSummary, column: str, scale: float, share: str | None) -> tuple[float, float, float]:
+    if column == share and method.rate is not None:
+        return 100 * method.rate.share, 100 * method.rate.low, 100 * method.rate.high
+    value = method.means[column] * scale
+    return value, value, value
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """Points that no other beats in one and equals in the other, by what they keep."""
+    return sorted(
+        (
+            point
+            for point in points
+            if not any(
+                other.kept >= point.kept
+                and other.success >= point.success
+                and (other.kept, other.success) != (point.kept, point.success)
+                for other in points
+            )
+        ),
+        key=lambda point: point.kept,
+    )
+
+
+@matplotlib.rc_context(STYLE)
+def pareto_chart(benchmark: Benchmark, summary: Summary) -> Figure:
+    """Success above what is kept; the best methods joined, the right answers through the autoencoder hollow."""
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    points = chart_points(benchmark, summary)
+    methods = [point for point in points if point.name != AUTOENCODER]
+    best = pareto(methods)
+    axes.plot([p.kept for p in best], [p.success for p in best], color=COLOURS["kind-1-pale"], linewidth=1.4)
+    for point in points:
+        _draw_point(axes, point, best=point in best, hollow=point.name == AUTOENCODER)
+    percent = benchmark.share is not None
+    axes.set_ylabel(benchmark.chart[0].title + (" (%)" if percent else ""))
+    axes.set_xlabel(benchmark.chart[1].title)
+    axes.grid(linewidth=0.6)
+    axes.margins(0.14, 0.12)
+    if percent:
+        axes.set_ylim(-4, 108)
+    return figure
+
+
+def _draw_point(axes: Axes, point: Point, *, best: bool, hollow: bool) -> None:
+    colour = COLOURS["kind-1" if best else "kind-2"]
+    if point.high > point.low:
+        axes.vlines(point.kept, point.low, point.high, color=COLOURS["muted"], linewidth=0.9)
+    axes.plot(
+        point.kept,
+        point.success,
+        "o",
+        color=colour,
+        markersize=6,
+        markerfacecolor=COLOURS["paper"] if hollow else colour,
+    )
+    axes.annotate(
+        point.name,
+        (point.kept, point.success),
+        LABEL_SHIFT,
+        textcoords="offset points",
+        fontsize=8,
+        parse_math=False,
+    )

@@ -1,0 +1,112 @@
+"""The report of an evaluation: one page that opens anywhere, its chart, and the numbers for machines."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sflow_jax.evaluation.cases import Benchmark, Case
+from sflow_jax.evaluation.chart import pareto_chart
+from sflow_jax.evaluation.methods import AUTOENCODER
+from sflow_jax.evaluation.summary import COVERAGE, Row, Summary
+from sflow_jax.pictures.files import open_picture
+from sflow_jax.reports.pages import inline, number, picture, render
+from sflow_jax.runs.folder import RunFolder
+from sflow_jax.storage.files import write_whole
+from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg
+
+# Pictures of each method on the page.
+SHOWN = 12
+THUMBNAIL = 256
+# The row's picture, at most so large as the run's folder keeps it.
+Pictures = Callable[[Row], UInt8[np.ndarray, "y x 3"]]
+
+
+def write_report(folder: RunFolder, benchmark: Benchmark, summary: Summary, pictures: Pictures) -> None:
+    """Write `report.html`, `summary.json`, `summary.md`, `scores.csv` and `pareto.png`, `pareto.svg` into a run."""
+    chart = pareto_chart(benchmark, summary)
+    files = {
+        "pareto.svg": to_svg(chart).encode(),
+        "pareto.png": to_png(chart),
+        "report.html": report_page(benchmark, summary, pictures).encode(),
+        "scores.csv": summary.to_csv().encode(),
+        "summary.md": summary.to_markdown().encode(),
+        # Last: it tells others that the run is finished.
+        "summary.json": summary.to_json().encode(),
+    }
+    for name, content in files.items():
+        write_whole(folder.path / name, content)
+
+
+def report_page(benchmark: Benchmark, summary: Summary, pictures: Pictures) -> str:
+    """The text of `report.html`."""
+    titles, cells = summary.table()
+    rated = any(method.groups for method in summary.methods)
+    described = f"Chart of {len(summary.methods)} methods: {benchmark.chart[0].title} by {benchmark.chart[1].title}"
+    cases = {case.name: case for case in benchmark.cases}
+    return render(
+        "evaluation.html.jinja",
+        title=f"Edits: {summary.benchmark}",
+        model=str(summary.settings.get("model", "")),
+        pictures=len(summary.rows),
+        methods=len(summary.methods),
+        notes=summary.notes,
+        coverage=f"{100 * COVERAGE:g} %",
+        chart=inline(to_inline_svg(pareto_chart(benchmark, summary)), described),
+        titles=titles,
+        cells=cells,
+        groups=summary.group_table() if rated else None,
+        worst=[
+            (
+                method.method,
+                [
+                    _shown(benchmark, cases[row.case], row, pictures)
+                    for row in worst_rows(benchmark, summary, method.method)
+                ],
+            )
+            for method in summary.methods
+            if method.method != AUTOENCODER
+        ],
+        settings=summary.settings,
+        costs=summary.costs,
+    )
+
+
+def worst_rows(benchmark: Benchmark, summary: Summary, method: str) -> list[Row]:
+    """The first few rows of a method, the worst first; rows whose badness is not known come last."""
+
+    def key(row: Row) -> float:
+        badness = benchmark.badness(row.scores)
+        return math.inf if math.isnan(badness) else -badness
+
+    return sorted((row for row in summary.rows if row.method == method), key=key)[:SHOWN]
+
+
+def _shown(benchmark: Benchmark, case: Case, row: Row, pictures: Pictures) -> Mapping[str, Any]:
+    """A source, its edit and the right answer where that is known, and what was measured."""
+    images = [("source", _small(open_picture(case.picture))), ("edit", pictures(row))]
+    if case.answers is not None:
+        images.append(("right answer", _small(Image.fromarray(case.answers[row.number]))))
+    told = [
+        f"{column.title} {number(row.scores[column.name] * column.scale, column.digits)}"
+        for column in benchmark.columns
+        if not math.isnan(row.scores[column.name])
+    ]
+    return {
+        "prompt": row.prompt,
+        "edit": row.edit,
+        "group": row.group,
+        "case": row.case,
+        "remark": row.remark,
+        "told": ", ".join(told),
+        "images": [(name, picture(pixels, f"{name}: {row.edit}")) for name, pixels in images],
+    }
+
+
+def _small(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return np.asarray(image)
