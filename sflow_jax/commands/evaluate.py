@@ -48,7 +48,8 @@ def evaluate(
 ) -> None:
     """Compare ways of editing on a benchmark.
 
-    Writes report.html, scores.csv, summary.md, summary.json and a chart into the run's folder. Run it again to go on.
+    Writes report.html, scores.csv, summary.md, summary.json and a chart into the run's folder. Run it again to go
+    on.
     """
     asked = {"known_answers": known_answers, "pie": pie, "captions": captions, "draw_pie": draw_pie}
     if sum(map(bool, asked.values())) != 1:

@@ -1,8 +1,8 @@
 """The paper's COCO protocol: CLIP's view of (picture, source caption, edited caption).
 
 CLIP_text: similarity of the edited picture to its caption. CLIP_image: of the edited picture to the source.
-CLIP_direction: cosine of the change of the picture's features and the change of the captions' (Avrahami et al. 2024,
-section 5.2). Features are of length one before they are subtracted.
+CLIP_direction: cosine of the change of the picture's features and the change of the captions' (Avrahami et al.
+2024). Features are of length one before they are subtracted.
 """
 
 import csv
@@ -101,7 +101,7 @@ class CaptionBench:
     chart = (Axis("clip_text", "CLIP text"), Axis("clip_image", "CLIP image"))
 
     def __init__(self, file: epath.PathLike, canvas: Canvas, networks: Networks, limit: int | None = None):
-        """canvas: pictures are scaled and cut to it. SettingError without CLIP, and for lines that cannot be read."""
+        """canvas: pictures are scaled and cut to it. SettingError without CLIP, or for a bad line."""
         if networks.clip is None:
             raise SettingError("`captions` needs `clip`, a converted CLIP (sflow-convert SOURCE DEST)")
         self.clip: CaptionedClip = networks.clip

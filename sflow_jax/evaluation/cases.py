@@ -18,9 +18,9 @@ Scores = dict[str, float]
 class Case:
     """A source picture and its edits, which go through a model in one batch.
 
-    name: unique, also a file's name without its ending. picture: uint8 or a file. prompt: what it shows. edits: what
-    each edit shows. groups: the family of each edit, by which results are also told. answers: the right answers
-    [edits, y, x, 3], where they are known.
+    name: unique in its benchmark. picture: uint8 or a file. prompt: what it shows. edits: what each edit shows.
+    groups: the family of each edit, by which results are also told. answers: the right answers [edits, y, x, 3],
+    where they are known.
     """
 
     name: str

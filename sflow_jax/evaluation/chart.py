@@ -20,7 +20,7 @@ LABEL_SHIFT = (5, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A method in the chart. low, high: of its success, where it has an interval. kept: along x; success: along y."""
+    """A method in the chart. kept: along x. success: along y. low, high: its interval, where it has one."""
 
     name: str
     kept: float

@@ -21,7 +21,7 @@ STREAM = 0x5E1F
 
 
 def scene_edits(seed: int, number: int) -> tuple[Edit, ...]:
-    """One edit a family of a scene that training never saw: the same for a seed and number, however many there are."""
+    """One edit a family of a scene that training never saw; the same for a seed and number always."""
     return sample_edits(np.random.default_rng([STREAM, seed, number]))
 
 

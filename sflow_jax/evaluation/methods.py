@@ -63,8 +63,8 @@ class Painted:
 def parse_methods(text: str) -> tuple[Method, ...]:
     """`a,b:name=value` as methods; SettingError for what cannot be read, or is there twice.
 
-    A value is a number, true, false, or a text. `reference` is the paper's recipe with the nudge undone at decoding,
-    so that pictures have the source's contrast; `none` is the same without injection.
+    A value is a number, true, false, or a text. `reference` is the paper's recipe with the nudge undone at
+    decoding, so that pictures have the source's contrast; `none` is the same without injection.
     """
     labels = [part.strip() for part in text.split(",")]
     if not all(map(_LABEL.fullmatch, labels)):

@@ -2,9 +2,9 @@
 
 Prompts lose their square brackets, which only mark what is edited. A mask is pairs of (first pixel, count), row by
 row of 512×512, 1 where the picture may change; counts that reach over the end are cut; then the outermost rows and
-columns are set to 1, as the published evaluator does, so they never count as background. It blackens what is masked in
-both pictures and averages over all pixels, so PSNR, MSE, SSIM and LPIPS outside depend on the mask's size; the same is
-done here. A picture whose mask covers everything has no numbers outside.
+columns are set to 1, as the published evaluator does, so they never count as background. It blackens what is masked
+in both pictures and averages over all pixels, so PSNR, MSE, SSIM and LPIPS outside depend on the mask's size; the
+same is done here. A picture whose mask covers everything has no numbers outside.
 
 Edited pictures go to `edited/METHOD/annotation_images/…`, 512×512, under the source's name and in its format: the
 folder that the published evaluator reads beside the benchmark's own. They are judged as read back from there.
@@ -59,7 +59,7 @@ class Annotation:
 def decode_mask(pairs: Sequence[int]) -> Bool[np.ndarray, "y x"]:
     """Pairs of (first pixel, count) → where a picture may change, its border with it.
 
-    In: [513, 2] → row 1, columns 1 and 2; and the border. ValueError for numbers that are no pairs, or begin outside.
+    In: [513, 2] → row 1, columns 1 and 2; and the border. ValueError for no pairs, or a run that begins outside.
     """
     numbers = np.asarray(pairs if len(pairs) else np.zeros(0, int))
     if len(numbers) % 2 or numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
@@ -175,7 +175,7 @@ class PieBench:
             if clip
             else "no CLIP was named (--clip): its columns are empty",
             "LPIPS with SqueezeNet" if lpips else "no LPIPS weights were named (--lpips): its column is empty",
-            "outside: both pictures black inside the mask, averages over all pixels, as the published evaluator has it",
+            "outside: both pictures black inside the mask, means over all pixels, as the published evaluator does",
         )
 
     def _case(self, annotation: Annotation) -> Case:

@@ -1,10 +1,9 @@
 """The harness: every method on every case of a benchmark, resumable, and shared by several workers.
 
-The unit of work is a case and a method; its edits are one batch. A unit's scores, small pictures, passes and seconds
-go to the run folder as one part.
+The unit of work is a case and a method; its edits are one batch. A unit's scores, small pictures, passes and
+seconds go to the run folder as one part.
 """
 
-import dataclasses
 import io
 import resource
 import sys
@@ -57,8 +56,8 @@ def evaluate(
     """Edit every case with every method, judge the pictures, and write tables, a chart and a report into `out`.
 
     out: the run's folder, local or gs://; a run that stopped goes on, with equal numbers but for seconds. worker:
-    this process's share, of several that share the folder; None is returned where others have work left, unless told
-    to `wait`. SettingError for methods and settings that do not fit, before anything is painted.
+    this process's share, of several that share the folder; None is returned where others have work left, unless
+    told to `wait`. SettingError for methods and settings that do not fit, before anything is painted.
     """
     methods = parse_methods(settings.methods)
     check_methods(flow, methods)

@@ -39,7 +39,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """How many of how many, and the Wilson interval of the rate that covers 95 %; edits are taken as independent."""
+    """How many of how many, and Wilson's 95 % interval of the rate; edits are taken as independent."""
 
     successes: int
     total: int
@@ -102,7 +102,7 @@ class Summary:
     costs: dict[str, Any]
 
     def to_csv(self) -> str:
-        """The text of `scores.csv`: one line an edited picture, scores as they were measured, unknown ones empty."""
+        """The text of `scores.csv`: one line an edited picture, scores as measured, empty where not known."""
         lines, names = io.StringIO(), [column.name for column in self.columns]
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["method", "case", "group", "prompt", "edit", *names, "remark", "passes", "seconds"])
