@@ -75,8 +75,10 @@ def pareto_chart(benchmark: Benchmark, summary: Summary) -> Figure:
     methods = [point for point in points if point.name != AUTOENCODER]
     best = pareto(methods)
     axes.plot([p.kept for p in best], [p.success for p in best], color=COLOURS["kind-1-pale"], linewidth=1.4)
+    kept = [point.kept for point in points] or [0.0]
+    middle = (min(kept) + max(kept)) / 2
     for point in points:
-        _draw_point(axes, point, best=point in best, hollow=point.name == AUTOENCODER)
+        _draw_point(axes, point, best=point in best, hollow=point.name == AUTOENCODER, left=point.kept > middle)
     percent = benchmark.share is not None
     axes.set_ylabel(benchmark.chart[0].title + (" (%)" if percent else ""))
     axes.set_xlabel(benchmark.chart[1].title)
@@ -87,23 +89,20 @@ def pareto_chart(benchmark: Benchmark, summary: Summary) -> Figure:
     return figure
 
 
-def _draw_point(axes: Axes, point: Point, *, best: bool, hollow: bool) -> None:
+def _draw_point(axes: Axes, point: Point, *, best: bool, hollow: bool, left: bool) -> None:
+    """A dot with its interval and name; the name stands to the left in the chart's right half."""
     colour = COLOURS["kind-1" if best else "kind-2"]
     if point.high > point.low:
         axes.vlines(point.kept, point.low, point.high, color=COLOURS["muted"], linewidth=0.9)
-    axes.plot(
-        point.kept,
-        point.success,
-        "o",
-        color=colour,
-        markersize=6,
-        markerfacecolor=COLOURS["paper"] if hollow else colour,
-    )
+    face = COLOURS["paper"] if hollow else colour
+    axes.plot(point.kept, point.success, "o", color=colour, markersize=6, markerfacecolor=face)
+    shift = (-LABEL_SHIFT[0] if left else LABEL_SHIFT[0], LABEL_SHIFT[1])
     axes.annotate(
         point.name,
         (point.kept, point.success),
-        LABEL_SHIFT,
+        shift,
         textcoords="offset points",
+        ha="right" if left else "left",
         fontsize=8,
         parse_math=False,
     )

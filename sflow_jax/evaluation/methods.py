@@ -85,21 +85,26 @@ def _parse_method(label: str) -> Method:
 
 
 def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    for read in (json.loads, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 def check_methods(flow: StableFlow, methods: tuple[Method, ...]) -> None:
     """SettingError for methods and settings that `flow.edit` does not have, before anything is painted."""
-    taken = inspect.signature(flow.edit).parameters
+    parameters = inspect.signature(flow.edit).parameters
+    taken = set(parameters)
+    # What takes any setting refuses unknown ones itself.
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for method in methods:
         if method.name is not None and "method" not in taken:
             raise SettingError(f"unknown method {method.name} in `methods`; known: {', '.join(RECIPES)}")
-        unknown = [name for name in method.options if name not in taken or name in _OWN]
+        unknown = [name for name in method.options if name in _OWN or not (anything or name in taken)]
         if unknown:
-            known = ", ".join(sorted(taken.keys() - _OWN))
+            known = ", ".join(sorted(taken - _OWN))
             raise SettingError(f"{method.label} in `methods` has no setting {', '.join(unknown)}; known: {known}")
 
 
