@@ -16,6 +16,7 @@ from sflow_jax.errors import SettingError
 from sflow_jax.families.text import tokenize
 from sflow_jax.measures.features import Features
 from sflow_jax.measures.lpips import Lpips, load_lpips
+from sflow_jax.models.clip import LEGACY_END_OF_TEXT
 from sflow_jax.painter import Painter
 from sflow_jax.settings import EMBEDDED, EvaluationSettings
 from sflow_jax.storage.tokenizers import load_tokenizer
@@ -97,10 +98,11 @@ def _tokenizer(settings: EvaluationSettings, painter: Painter, clip: Features) -
         place = find_checkpoint(painter.checkpoint) / painter.family.tokenizers["clip"]
     if place is None:
         raise SettingError(f"{painter.info.title} has no tokenizer for CLIP; name a folder with `clip_tokenizer`")
-    tokenizer, words = load_tokenizer(place), clip.network.config.text.vocabulary
-    if len(tokenizer) != words:
+    tokenizer, text = load_tokenizer(place), clip.network.config.text
+    last = text.vocabulary - 1 if text.end_of_text == LEGACY_END_OF_TEXT else text.end_of_text
+    if (len(tokenizer), tokenizer.eos_token_id) != (text.vocabulary, last):
         raise SettingError(
-            f"the tokenizer at {place} has {len(tokenizer)} words, {clip.name} has {words}; "
-            "name its own folder with `clip_tokenizer`"
+            f"the tokenizer at {place} has {len(tokenizer)} words and ends texts with {tokenizer.eos_token_id}, "
+            f"where {clip.name} has {text.vocabulary} and {last}; name its own folder with `clip_tokenizer`"
         )
     return tokenizer

@@ -1,0 +1,28 @@
+"""A process that is killed, and one that goes on."""
+
+import csv
+import time
+from pathlib import Path
+
+from processes import PATIENCE, finish, start
+
+
+def scores(folder: Path) -> list[dict[str, str]]:
+    """Lines of a run's table, without seconds."""
+    with (folder / "scores.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_killed_run_goes_on_with_equal_numbers(checkpoint, tmp_path):
+    arguments = ("evaluate", "-m", checkpoint, "--known-answers", "--scenes", 12, "--steps", 2, "--methods", "none")
+    killed = start(*arguments, "--out", tmp_path / "killed")
+    deadline = time.monotonic() + PATIENCE
+    while not (parts := list(tmp_path.glob("killed/parts/*.npz"))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert 0 < len(parts) < 24 and not (tmp_path / "killed" / "scores.csv").exists()
+    finish([start(*arguments, "--out", tmp_path / name) for name in ("killed", "whole")])
+    assert len(scores(tmp_path / "whole")) == 12 * 6 * 2
+    assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+    assert all(path.exists() for path in parts)
