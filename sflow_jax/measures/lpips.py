@@ -35,7 +35,7 @@ FIRES = {
 COMPARED = (0, 4, 7, 9, 10, 11, 12)
 STEM_CHANNELS = 64
 # A pool stands before these places.
-POOLED = (3, 6, 9)
+SHRUNK_BEFORE = (3, 6, 9)
 # Of the authors' scaling of pictures in −1..1, a channel each.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPSILON = 1e-10
@@ -82,7 +82,7 @@ class Lpips(nnx.Module):
         x = jax.nn.relu(self.stem(x))
         yield _unit(x)
         for place in FIRES:
-            x = getattr(self, f"fire{place}")(pool(x) if place in POOLED else x)
+            x = getattr(self, f"fire{place}")(pool(x) if place in SHRUNK_BEFORE else x)
             if place in COMPARED:
                 yield _unit(x)
 
