@@ -12,9 +12,9 @@ import sflow_jax
 ROOT = Path(__file__).parent.parent
 # From the ground up: every file imports from rooms below its own, and within its room without a loop.
 FLOORS = (
-    "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families", "storage",
-    "measures", "results", "convert", "catalogue", "painter", "planning", "runs", "reports", "toyworld", "vitality",
-    "pipeline", "evaluation", "commands",
+    "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families",
+    "storage", "measures", "results", "convert", "catalogue", "painter", "planning", "runs", "reports", "toyworld",
+    "vitality", "pipeline", "evaluation", "commands",
 )  # fmt: skip
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
 LATE = {
