@@ -22,6 +22,7 @@ NUDGE = 1.15
 # Bounds of what a machine can compute with, far beyond what is sensible.
 MOST_STEPS, MOST_GUIDANCE, MOST_NUDGE, SEEDS = 10_000, 1_000.0, 100.0, 2**64
 MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
+MOST_SCENES = 10_000
 EMBEDDED = "toyworld"
 
 
@@ -259,8 +260,9 @@ class EvaluationSettings(PaintingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("scenes", "limit", "edits_at_once"):
+        for name in ("limit", "edits_at_once"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("scenes", self.scenes, 1, MOST_SCENES)
 
 
 def as_record(settings: Any) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command
-from sflow_jax.commands.options import Chosen, model_options, settings_options, worker_of
+from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.errors import SettingError
 from sflow_jax.settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from sflow_jax.evaluation.cases import Benchmark
-    from sflow_jax.pipeline import StableFlow
+
+# What only some benchmarks use.
+OF_SCENES, OF_FILES = ("scenes",), ("features", "clip", "clip_tokenizer", "lpips")
 
 
 @click.command(
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
     """,
 )
 @model_options(required=False)
-@click.option(
-    "--known-answers", is_flag=True, help="Drawn scenes of the embedded world, whose right answers are known."
-)
+@click.option("--known-answers", is_flag=True, help="Drawn scenes of the embedded world: right answers are known.")
 @click.option("--pie", help="Folder in PIE-Bench's layout: mapping_file.json, annotation_images/.")
 @click.option("--captions", help="CSV or JSON lines of image, source, edit: the paper's COCO protocol.")
 @click.option("--draw-pie", help="Draw a small set in PIE-Bench's layout into a new folder instead.")
@@ -54,47 +54,61 @@ def evaluate(
     asked = {"known_answers": known_answers, "pie": pie, "captions": captions, "draw_pie": draw_pie}
     if sum(map(bool, asked.values())) != 1:
         raise SettingError(f"give one of {', '.join(f'`{name}`' for name in asked)}")
+    if pie or captions:
+        refuse_unused(OF_SCENES, "on pictures of a file")
+    else:
+        refuse_unused(OF_FILES, "on drawn scenes")
     if draw_pie:
-        from sflow_jax.evaluation.drawn_pie import draw_pie as draw
-
-        click.echo(f"{draw(draw_pie, settings.scenes, settings.seed)} pictures in {draw_pie}")
+        draw(draw_pie, settings)
     elif chosen.model is None or out is None:
         raise SettingError("`model` and `out` are needed")
     else:
         compare(chosen, pie, captions, settings, worker, out)
 
 
+def draw(folder: str, settings: EvaluationSettings) -> None:
+    """Draw a set in PIE-Bench's layout."""
+    from sflow_jax.evaluation.drawn_pie import draw_pie
+
+    refuse_unused(("model", "out", "methods", "limit", "steps", "guidance", "worker"), "with --draw-pie")
+    say(f"{draw_pie(folder, settings.scenes, settings.seed)} pictures in {folder}")
+
+
 def compare(
     chosen: Chosen, pie: str | None, captions: str | None, settings: EvaluationSettings, worker: str, out: str
 ) -> None:
     """Evaluate, or go on with an evaluation, and say what came out."""
-    from sflow_jax.evaluation.methods import parse_methods
+    from sflow_jax.evaluation.methods import check_methods, parse_methods
     from sflow_jax.evaluation.run import evaluate
+    from sflow_jax.pipeline import StableFlow
 
-    parse_methods(settings.methods)  # a bad name should not cost a model's loading
+    check_methods(StableFlow.edit, parse_methods(settings.methods))
     own, together = worker_of(worker, chosen), chosen.coordinator is not None
+    benchmark = open_benchmark(chosen, pie, captions, settings)
     flow, _ = chosen.load(alone=True)
     reports = own.index == 0 or not together
-    benchmark = open_benchmark(flow, pie, captions, settings)
     summary = evaluate(flow, benchmark, settings, out, worker=own, wait=together, progress=reports)
     if summary is None:
-        click.echo(f"this worker's share is done; the last of {own.count} workers to finish writes the report")
+        say(f"this worker's share is done; the last of {own.count} workers to finish writes the report")
     elif reports:
-        click.echo(f"{summary.to_markdown()}\n{out}/report.html")
+        say(f"{summary.to_markdown()}\n{out}/report.html")
 
 
 def open_benchmark(
-    flow: "StableFlow", pie: str | None, captions: str | None, settings: EvaluationSettings
+    chosen: Chosen, pie: str | None, captions: str | None, settings: EvaluationSettings
 ) -> "Benchmark":
-    """The benchmark that was asked for, checked."""
-    from sflow_jax.evaluation.captions import CaptionBench
+    """The benchmark that was asked for, checked before the model's weights are read."""
+    from sflow_jax.evaluation.captions import CaptionBench, read_captions
     from sflow_jax.evaluation.known import KnownAnswers
     from sflow_jax.evaluation.networks import load_networks
-    from sflow_jax.evaluation.pie import PieBench
+    from sflow_jax.evaluation.pie import PieBench, read_mapping
 
-    canvas = flow.info.canvas(settings.height, settings.width)
+    info = chosen.check(settings)
+    canvas = info.canvas(settings.height, settings.width)
     if pie:
-        return PieBench(pie, load_networks(settings, flow.painter), settings.limit)
+        annotations = read_mapping(pie)[: settings.limit]
+        return PieBench(pie, annotations, load_networks(settings, chosen.model, info))
     if captions:
-        return CaptionBench(captions, canvas, load_networks(settings, flow.painter), settings.limit)
+        lines = read_captions(captions)[: settings.limit]
+        return CaptionBench(captions, lines, canvas, load_networks(settings, chosen.model, info))
     return KnownAnswers.on(canvas, min(settings.scenes, settings.limit or settings.scenes), settings.seed)

@@ -5,38 +5,40 @@ CLIP_direction: cosine of the change of the picture's features and the change of
 2024). Features are of length one before they are subtracted.
 """
 
+import contextlib
 import csv
-import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 
 from sflow_jax.errors import SettingError
-from sflow_jax.evaluation.cases import Axis, Case, Column, Scores
+from sflow_jax.evaluation.cases import Axis, Case, Column, Prompt, Scores
 from sflow_jax.evaluation.networks import CaptionedClip, Networks
 from sflow_jax.measures.metrics import cosine_similarity
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import fit_picture, open_picture
+from sflow_jax.storage.files import read_text
 from sflow_jax.storage.paths import absolute
+from sflow_jax.typed import Name, parse_json, typed
 
 FIELDS = ("image", "source", "edit")
 # Features nearer than this have no direction from one to the other.
 LEAST_CHANGE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class Captioned:
-    """One line of the file. image: as it is written there."""
+class Captioned(msgspec.Struct, frozen=True):
+    """One line of the file. image: relative to the file's folder."""
 
-    image: str
-    source: str
-    edit: str
+    image: Name
+    source: Prompt
+    edit: Prompt
 
 
 def read_captions(file: epath.PathLike) -> list[Captioned]:
@@ -48,7 +50,7 @@ def read_captions(file: epath.PathLike) -> list[Captioned]:
     if not path.exists() or path.is_dir():
         raise SettingError(f"no file at {file}; `captions` takes JSON lines or CSV with {', '.join(FIELDS)}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path)
         lines = list(_csv_lines(text) if path.suffix.lower() == ".csv" else _json_lines(text))
     except (ValueError, csv.Error) as error:
         raise SettingError(f"cannot read {file}: {error}") from error
@@ -58,25 +60,25 @@ def read_captions(file: epath.PathLike) -> list[Captioned]:
 
 
 def _csv_lines(text: str) -> Iterator[Captioned]:
-    reader = csv.DictReader(io.StringIO(text))
-    for number, row in enumerate(reader, 2):
-        yield _line(number, row)
+    for number, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
+        with _in_line(number):
+            yield typed({name: row.get(name) for name in FIELDS}, Captioned)
 
 
 def _json_lines(text: str) -> Iterator[Captioned]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            try:
-                yield _line(number, json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is no JSON ({error.msg})") from error
+            with _in_line(number):
+                yield parse_json(line, Captioned)
 
 
-def _line(number: int, fields: Any) -> Captioned:
-    values = [fields.get(name) for name in FIELDS] if isinstance(fields, dict) else [None]
-    if not all(isinstance(value, str) and value.strip() for value in values):
-        raise ValueError(f"line {number} must say {', '.join(FIELDS)}, each a text")
-    return Captioned(*values)
+@contextlib.contextmanager
+def _in_line(number: int) -> Iterator[None]:
+    """ValueError with the line's number and what it must say."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"line {number} must say {', '.join(FIELDS)}, each a text ({error})") from error
 
 
 def direction_similarity(
@@ -100,14 +102,15 @@ class CaptionBench:
     columns = tuple(Column(f"clip_{kind}", f"CLIP {kind}", 3) for kind in ("text", "image", "direction"))
     chart = (Axis("clip_text", "CLIP text"), Axis("clip_image", "CLIP image"))
 
-    def __init__(self, file: epath.PathLike, canvas: Canvas, networks: Networks, limit: int | None = None):
-        """canvas: pictures are scaled and cut to it. SettingError without CLIP, or for a bad line."""
+    def __init__(self, file: epath.PathLike, lines: Sequence[Captioned], canvas: Canvas, networks: Networks):
+        """lines: from `read_captions`. canvas: pictures are scaled and cut to it. ValueError without CLIP, and for
+        pictures that cannot be read."""
         if networks.clip is None:
             raise SettingError("`captions` needs `clip`, a converted CLIP (sflow-convert SOURCE DEST)")
         self.clip: CaptionedClip = networks.clip
         self.networks, self.canvas, self.folder = networks, canvas, absolute(file).parent
         edits: dict[tuple[str, str], list[str]] = {}
-        for line in read_captions(file)[:limit]:
+        for line in lines:
             edits.setdefault((line.image, line.source), []).append(line.edit)
         self.cases = tuple(self._case(number, *of, texts) for number, (of, texts) in enumerate(edits.items()))
 

@@ -2,16 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
 from sflow_jax.pictures.files import Picture
+from sflow_jax.settings import LONGEST_PROMPT
 
 # Name → number of one edited picture; NaN where it is not known.
 Scores = dict[str, float]
+# What a benchmark's file may have for a prompt.
+Prompt = Annotated[str, msgspec.Meta(pattern=r"\S", max_length=LONGEST_PROMPT)]
 
 
 @dataclasses.dataclass(frozen=True)

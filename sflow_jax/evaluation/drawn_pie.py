@@ -12,7 +12,7 @@ from sflow_jax.evaluation.known import scene_edits
 from sflow_jax.evaluation.pie import MAPPING, PICTURES, SIDE, encode_mask
 from sflow_jax.storage.files import to_json
 from sflow_jax.storage.folders import new_folder
-from sflow_jax.storage.paths import absolute, list_folder
+from sflow_jax.storage.paths import absolute
 from sflow_jax.toyworld.edits import Edit
 
 # Family → PIE-Bench's number and name of it.
@@ -29,12 +29,11 @@ KINDS = {
 def draw_pie(folder: epath.PathLike, scenes: int, seed: int = 0) -> int:
     """Draw so many scenes with an edit a family, 512×512, into a new folder; how many pictures there are.
 
-    SettingError for a folder that has something in it.
+    SettingError if something is there already.
     """
     destination = absolute(folder)
-    if (destination.exists() and not destination.is_dir()) or list_folder(destination):
+    if destination.exists():
         raise SettingError(f"{folder} is there already; choose a new folder for `draw_pie`")
-    destination.parent.mkdir(parents=True, exist_ok=True)
     entries: dict[str, Any] = {}
     with new_folder(destination) as partial:
         for scene in range(scenes):

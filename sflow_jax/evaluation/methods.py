@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,9 @@ def _value(text: str) -> Any:
     return text
 
 
-def check_methods(flow: StableFlow, methods: tuple[Method, ...]) -> None:
-    """SettingError for methods and settings that `flow.edit` does not have, before anything is painted."""
-    parameters = inspect.signature(flow.edit).parameters
+def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> None:
+    """SettingError for methods and settings that `StableFlow.edit` does not have, before anything is loaded."""
+    parameters = inspect.signature(edit).parameters
     taken = set(parameters)
     # What takes any setting refuses unknown ones itself.
     anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -17,8 +17,8 @@ from sflow_jax.families.text import tokenize
 from sflow_jax.measures.features import Features
 from sflow_jax.measures.lpips import Lpips, load_lpips
 from sflow_jax.models.clip import LEGACY_END_OF_TEXT
-from sflow_jax.painter import Painter
 from sflow_jax.settings import EMBEDDED, EvaluationSettings
+from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.tokenizers import load_tokenizer
 
 
@@ -66,15 +66,15 @@ class Networks:
         return record | ({"lpips": f"SqueezeNet 1.1 ({self.lpips_digest})"} if self.lpips_digest else {})
 
 
-def load_networks(settings: EvaluationSettings, painter: Painter) -> Networks:
-    """The networks that settings name, or that ship for the embedded model.
+def load_networks(settings: EvaluationSettings, checkpoint: str, info: ModelInfo) -> Networks:
+    """The networks that settings name, or that ship for the embedded model. checkpoint, info: of the model.
 
     SettingError for networks of another kind, for files that do not fit, and for a tokenizer that is not CLIP's.
     """
-    embedded = painter.checkpoint == EMBEDDED
+    embedded = checkpoint == EMBEDDED
     dino = _load(settings.features or ("toyworld" if embedded else None), "dinov2")
     clip = _load(settings.clip or ("toyworld-clip" if embedded else None), "clip")
-    captioned = None if clip is None else CaptionedClip(clip, _tokenizer(settings, painter, clip))
+    captioned = None if clip is None else CaptionedClip(clip, _tokenizer(settings, checkpoint, info, clip))
     if settings.lpips is None:
         return Networks(dino, captioned)
     network = load_lpips(settings.lpips)
@@ -91,13 +91,13 @@ def _load(name: str | None, kind: str) -> Features | None:
     return features
 
 
-def _tokenizer(settings: EvaluationSettings, painter: Painter, clip: Features) -> Any:
+def _tokenizer(settings: EvaluationSettings, checkpoint: str, info: ModelInfo, clip: Features) -> Any:
     """The one that was named, or the model's own for its CLIP."""
     place = settings.clip_tokenizer
-    if place is None and "clip" in painter.family.tokenizers:
-        place = find_checkpoint(painter.checkpoint) / painter.family.tokenizers["clip"]
+    if place is None and "clip" in info.family.tokenizers:
+        place = find_checkpoint(checkpoint) / info.family.tokenizers["clip"]
     if place is None:
-        raise SettingError(f"{painter.info.title} has no tokenizer for CLIP; name a folder with `clip_tokenizer`")
+        raise SettingError(f"{info.title} has no tokenizer for CLIP; name a folder with `clip_tokenizer`")
     tokenizer, text = load_tokenizer(place), clip.network.config.text
     last = text.vocabulary - 1 if text.end_of_text == LEGACY_END_OF_TEXT else text.end_of_text
     if (len(tokenizer), tokenizer.eos_token_id) != (text.vocabulary, last):

@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, UInt8
@@ -26,22 +27,31 @@ from PIL import Image
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.errors import SettingError
-from sflow_jax.evaluation.cases import Axis, Case, Column, Scores
+from sflow_jax.evaluation.cases import Axis, Case, Column, Prompt, Scores
 from sflow_jax.evaluation.networks import Networks
 from sflow_jax.measures.features import Features
 from sflow_jax.measures.lpips import Lpips
 from sflow_jax.measures.metrics import blacken, picture_mse, picture_psnr, picture_ssim
 from sflow_jax.measures.structure import structure_distance
 from sflow_jax.pictures.files import fit_picture, open_picture
-from sflow_jax.storage.files import write_whole
+from sflow_jax.storage.files import read_json, write_whole
 from sflow_jax.storage.paths import absolute
+from sflow_jax.typed import Name, typed
 
 MAPPING, PICTURES, EDITED = "mapping_file.json", "annotation_images", "edited"
 SIDE = 512
 # Of JPEG, without subsampled colours: the least that the format loses.
 QUALITY = 100
-# What a mapping's entry must say, as text; `mask` is a list of numbers.
-TEXTS = ("image_path", "original_prompt", "editing_prompt", "editing_type_id")
+
+
+class Entry(msgspec.Struct):
+    """What an entry of the mapping must say; the rest is not read."""
+
+    image_path: Name
+    original_prompt: Prompt
+    editing_prompt: Prompt
+    editing_type_id: Name
+    mask: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,29 +96,26 @@ def read_mapping(folder: epath.PathLike) -> list[Annotation]:
     file = absolute(folder) / MAPPING
     if not file.exists():
         raise SettingError(f"{folder} is not in PIE-Bench's layout (no {MAPPING}); give another folder for `pie`")
+    entries = read_json(file, dict[Name, Any], SettingError, "give another folder for `pie`")
+    if not entries:
+        raise SettingError(f"{file} holds no entries; give another folder for `pie`")
     try:
-        entries = json.loads(file.read_text())
-        if not isinstance(entries, dict) or not entries:
-            raise ValueError("it holds no entries by key")
-        return [_annotation(key, entry) for key, entry in entries.items()]
-    except (ValueError, TypeError, AttributeError) as error:
+        return [_annotation(key, content) for key, content in entries.items()]
+    except ValueError as error:
         raise SettingError(f"cannot read {file}: {error}") from error
 
 
-def _annotation(key: str, entry: dict[str, Any]) -> Annotation:
-    missing = [name for name in TEXTS if not isinstance(entry.get(name), str)]
-    missing += [] if isinstance(entry.get("mask"), list) else ["mask"]
-    if missing:
-        raise ValueError(f"entry {key} lacks {', '.join(missing)}")
-    place, kind = entry["image_path"], entry["editing_type_id"]
-    if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
-        raise ValueError(f"entry {key} names {place}, outside its folder")
+def _annotation(key: str, content: Any) -> Annotation:
     try:
-        mask = decode_mask(entry["mask"])
+        entry = typed(content, Entry)
+        place = PurePosixPath(entry.image_path)
+        if place.is_absolute() or ".." in place.parts:
+            raise ValueError(f"{place} is outside its folder")
+        mask = decode_mask(entry.mask)
     except ValueError as error:
         raise ValueError(f"entry {key}: {error}") from error
-    prompts = (_without_brackets(entry[name]) for name in ("original_prompt", "editing_prompt"))
-    return Annotation(key, place, *prompts, kind, mask)
+    prompts = (_without_brackets(prompt) for prompt in (entry.original_prompt, entry.editing_prompt))
+    return Annotation(key, entry.image_path, *prompts, entry.editing_type_id, mask)
 
 
 def _without_brackets(prompt: str) -> str:
@@ -157,10 +164,10 @@ class PieBench:
         Axis("psnr_unedit_part", "PSNR outside the mask (dB)"),
     )
 
-    def __init__(self, folder: epath.PathLike, networks: Networks, limit: int | None = None):
-        """SettingError for what cannot be read, and pictures that are not 512×512; before anything is painted."""
+    def __init__(self, folder: epath.PathLike, annotations: Sequence[Annotation], networks: Networks):
+        """annotations: from `read_mapping`. ValueError for pictures that cannot be read, or are not 512×512."""
         self.folder, self.networks = absolute(folder), networks
-        self.annotations = {x.key: x for x in read_mapping(folder)[:limit]}
+        self.annotations = {annotation.key: annotation for annotation in annotations}
         self.cases = tuple(map(self._case, self.annotations.values()))
 
     @property

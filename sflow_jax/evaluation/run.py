@@ -60,10 +60,18 @@ def evaluate(
     told to `wait`. SettingError for methods and settings that do not fit, before anything is painted.
     """
     methods = parse_methods(settings.methods)
-    check_methods(flow, methods)
+    check_methods(flow.edit, methods)
     manifest = {**model_record(flow.painter), **benchmark.record(), "noise_seed": settings.seed}
     manifest |= {name: getattr(settings, name) for name in RECORDED}
-    run = Run(flow, benchmark, settings, methods, RunFolder(out, manifest), worker, as_progress(progress))
+    run = Run(
+        flow,
+        benchmark,
+        settings,
+        methods,
+        RunFolder(out, manifest, labels=("model",)),
+        worker,
+        as_progress(progress),
+    )
     if not run.finish(wait):
         return None
     summary = summarise(benchmark, run.rows(), run.labels, manifest, run.costs())

@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from sflow_jax.arrays import AnyArray
 from sflow_jax.errors import SettingError
 from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.storage.files import read_bytes
 
 # Place among torchvision's `features` → channels in, squeezed and out (half of them 1×1, half 3×3).
 FIRES = {
@@ -39,6 +40,8 @@ SHRUNK_BEFORE = (3, 6, 9)
 # Of the authors' scaling of pictures in −1..1, a channel each.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPSILON = 1e-10
+# Of a file of weights: SqueezeNet has 3 MB.
+MOST_BYTES = 1 << 28
 # The names of tensors: torchvision's, or those of the authors' package.
 _NAMES = ((r"^net\.slice\d+\.", "features."), (r"^lins\.(\d)\.", r"lin\1."))
 # Constants of the authors' package, and torchvision's classes.
@@ -108,10 +111,10 @@ def load_lpips(file: epath.PathLike) -> Lpips:
     names of the authors' package (`net.slice1.0.weight`, `lins.0.model.1.weight`) will do too.
     """
     path = epath.Path(file)
-    if not path.exists() or path.is_dir():
+    if not path.exists():
         raise SettingError(f"no file at {path}; `lpips` takes a safetensors file with SqueezeNet's weights")
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors = load_tensors(read_bytes(path, MOST_BYTES))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise SettingError(f"cannot read {path} ({error}); `lpips` takes a safetensors file") from error
     module = nnx.eval_shape(lambda: Lpips(rngs=nnx.Rngs(0)))

@@ -124,7 +124,7 @@ def test_workers_share_a_run(flow, bench, whole, tmp_path):
 
 
 def test_other_settings_need_another_folder(flow, bench, whole):
-    for other, difference in (({"steps": 3}, "steps: 2 there, 3 now"), ({"methods": "none"}, "methods: ")):
+    for other, difference in (({"steps": 3}, "steps is 2 there and 3 now"), ({"methods": "none"}, "methods is ")):
         settings = EvaluationSettings(**{"steps": 2, "methods": "reference,none", "scenes": 2} | other)
         with pytest.raises(SettingError, match=difference):
             evaluate(flow, bench, settings, whole[0], progress=False)
@@ -147,9 +147,9 @@ def test_what_edit_does_not_have_is_refused(flow):
     with pytest.raises(
         SettingError, match="reference:colour=red in methods has no setting colour; known: .*layers"
     ):
-        check_methods(flow, parse_methods("reference:colour=red"))
+        check_methods(flow.edit, parse_methods("reference:colour=red"))
     with pytest.raises(SettingError, match="no setting seed"):
-        check_methods(flow, parse_methods("reference:seed=3"))
+        check_methods(flow.edit, parse_methods("reference:seed=3"))
 
 
 class Recording(StableFlow):
@@ -165,7 +165,7 @@ class Recording(StableFlow):
 def test_the_name_of_a_method_is_handed_on_and_its_passes_taken(flow, bench):
     recording = Recording(flow.painter)
     coupled, reference = methods = parse_methods("coupled:strength=0.25,reference:steps=1")
-    check_methods(recording, methods)
+    check_methods(recording.edit, methods)
     painted = edit_case(recording, coupled, bench.cases[0], SETTINGS, seed=5)
     assert painted.passes == 17 and painted.images.shape == (6, 64, 64, 3) and painted.seconds > 0
     asked = recording.asked
@@ -214,9 +214,13 @@ KNOWN = ("evaluate", "-m", "{model}", "--known-answers", "--out", "{out}")
         ((*KNOWN, "--methods", "a b"), "cannot read --methods"),
         ((*KNOWN, "--scenes", "0"), "--scenes must be at least 1"),
         ((*KNOWN, "--width", "32"), "drawn scenes are square"),
+        ((*KNOWN, "--width", "33"), "--width must be multiples of 16"),
+        ((*KNOWN, "--clip", "toyworld-clip"), "--clip has no effect on drawn scenes"),
+        ((*KNOWN[:3], "--pie", "nowhere", "--scenes", "3", "--out", "{out}"), "--scenes has no effect"),
+        (("evaluate", "--draw-pie", "{out}", "--steps", "3"), "--steps has no effect with --draw-pie"),
         ((*KNOWN, "--worker", "3/2"), "--worker must be such as"),
         ((*KNOWN[:3], "--pie", "nowhere", "--out", "{out}"), "no mapping_file.json"),
-        ((*KNOWN[:3], "--captions", "nowhere", "--out", "{out}"), "--captions needs --clip"),
+        ((*KNOWN[:3], "--captions", "nowhere", "--out", "{out}"), "no file at nowhere"),
         (("evaluate", "-m", "nowhere", *KNOWN[3:]), "no checkpoint at nowhere"),
     ],
 )  # fmt: skip
