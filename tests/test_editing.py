@@ -562,7 +562,7 @@ def test_every_number_of_a_method_can_be_written_as_text():
     assert find_method("flowedit").read(texts) == dataclasses.replace(method, paper="FlowEdit, 2412.08629")
 
 
-# ---- the command line ---------------------------------------------------------------------------------------------
+# ---- the command line
 
 PROMPTS = ("--prompt", "a cat", "--edit", "a dog", "--edit", "snow")
 

@@ -90,7 +90,9 @@ def edit(
     region = shaped_region(settings.region or (method.region if any(shape.values()) else None), shape)
     asked = dataclasses.replace(settings, region=region, method_options=numbers)
     reports = chosen.join()
-    chosen.check(settings)
+    info = chosen.check(settings)
+    if (settings.layers or method.layers) == "vital":
+        info.resolve_layers("vital")
     with output_folder(out if reports else None, "edit.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()

@@ -134,7 +134,8 @@ class ModelInfo:
         """SettingError where a size or a set of layers does not fit the model: known before its weights are."""
         self.canvas(settings.height, settings.width)
         for name in ("layers", "bypass"):
-            self.resolve_layers(getattr(settings, name, ()))
+            if (layers := getattr(settings, name, None)) is not None:
+                self.resolve_layers(layers)
 
     def to_json(self) -> str:
         """The text of `model.json`, with a checksum of itself."""
