@@ -61,7 +61,7 @@ def _decode(path: epath.Path) -> Image.Image:
     """A picture file, all of it; ValueError in one line."""
     try:
         if not os.fspath(path).strip(".") or not path.exists():
-            raise ValueError(f"no picture at {os.fspath(path)!r}")
+            raise ValueError(f"no picture at {os.fspath(path) or repr('')}")
     except (KeyError, OSError) as error:
         # A name that is too long, or an address of a kind that epath does not know.
         raise ValueError(

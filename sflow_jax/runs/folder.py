@@ -61,7 +61,7 @@ class RunFolder:
             key = differing[0]
             others = f", and so do {', '.join(differing[1:4])}" if differing[1:] else ""
             raise SettingError(
-                f"{self.path} was begun with other settings: {key} is {_short(stored.get(key))} there and "
+                f"{self.path} was begun with other settings: {key}: {_short(stored.get(key))} there, "
                 f"{_short(wanted.get(key))} now{others}; choose another folder for `out`"
             )
 
