@@ -5,6 +5,7 @@ Imports nothing that takes time, so that `--help` and completion are quick.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ KEPT_PICTURES = ("thumbnails", "all", "none")
 NUDGE = 1.15
 # Bounds of what a machine can compute with, far beyond what is sensible.
 MOST_STEPS, MOST_GUIDANCE, MOST_NUDGE, SEEDS = 10_000, 1_000.0, 100.0, 2**64
+# Kind of a setting → what its values are, and how to say so.
+KINDS = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "True or False"),
+}
 MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 MOST_SCENES = 10_000
 EMBEDDED = "toyworld"
@@ -64,6 +71,18 @@ def _finite(name: str, value: Any, most: float) -> None:
             raise SettingError(f"`{name}` must be between {-most:g} and {most:g}, found {number}")
 
 
+def _check_kinds(settings: Any) -> None:
+    """SettingError for a value of another kind than its setting's: text for a number, a number for a switch."""
+    for field in dataclasses.fields(settings):
+        value, kind = getattr(settings, field.name), field.metadata.get("kind")
+        if value is None or kind not in KINDS:
+            continue
+        # Guidance may be several numbers; what else cannot be a setting is found out later.
+        one = isinstance(value, str) or not isinstance(value, Iterable)
+        if one and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
+            raise SettingError(f"`{field.name}` must be {KINDS[kind][1]}, found {value!r}")
+
+
 def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
     """The prompts themselves; SettingError unless they are a list of at least one text."""
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
@@ -104,6 +123,7 @@ class Placement:
     )
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _one_of("attention", self.attention, (AUTOMATIC, *KERNELS))
         _one_of("text_encoder", self.text_encoder, TEXT_ENCODER_PLACES)
         if self.quantisation is not None:
@@ -119,6 +139,7 @@ class PaintingSettings:
     width: int | None = setting(None, "Width in pixels.", kind=int, unset="the model's default")
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _at_least("steps", self.steps, 1, MOST_STEPS)
         for name, most in (("guidance", MOST_GUIDANCE), ("nudge", MOST_NUDGE), ("threshold", MOST_GUIDANCE)):
             _finite(name, getattr(self, name, None), most)

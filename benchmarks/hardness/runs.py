@@ -23,6 +23,7 @@ from hardness.documents import (
     SIZE,
     SIZES,
     TEXT,
+    UNREAD,
     Document,
     value_cases,
     whole_cases,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from sflow_jax.editing.methods import METHODS
 from sflow_jax.errors import SettingError
 from sflow_jax.evaluation.cases import Case
 from sflow_jax.pictures.files import to_uint8
@@ -52,8 +53,8 @@ class Method:
 class Painted:
     """What a method made of a case.
 
-    images: [edits, y, x, 3]. passes: of the transformer, for the source and one edit alone, inversion included; NaN
-    where that is not known. seconds: for all edits together.
+    images: [edits, y, x, 3]. passes: of the transformer, an edit's share of all that its batch took, inversion and
+    region included. seconds: for all edits together.
     """
 
     images: UInt8[np.ndarray, "n y x 3"]
@@ -101,8 +102,9 @@ def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> Non
     # What takes any setting refuses unknown ones itself.
     anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for method in methods:
-        if method.name is not None and "method" not in taken:
-            raise SettingError(f"unknown method {method.name} in `methods`; known: {', '.join(RECIPES)}")
+        if method.name is not None and method.name not in METHODS:
+            known = ", ".join([*RECIPES, *(name for name in METHODS if name not in RECIPES)])
+            raise SettingError(f"unknown method {method.name} in `methods`; known: {known}")
         unknown = [name for name in method.options if name in _OWN or not (anything or name in taken)]
         if unknown:
             known = ", ".join(sorted(taken - _OWN))
@@ -129,14 +131,8 @@ def edit_case(flow: StableFlow, method: Method, case: Case, settings: Evaluation
 
 
 def passes_of(result: Edit) -> float:
-    """Transformer passes of the source and one edit: what the result says, else what the reference's recipe takes.
-
-    That is inversion, the edit, and beside it the source where its keys and values are injected.
-    """
-    evaluations = getattr(result, "evaluations", None)
-    if evaluations is not None:
-        return float(evaluations)
-    return float(result.steps * (3 if result.layers else 2))
+    """An edit's share of the transformer passes of its batch."""
+    return result.evaluations / (len(result.images) - 1)
 
 
 def through_autoencoder(flow: StableFlow, case: Case) -> Painted:

@@ -88,7 +88,8 @@ def test_a_run_says_what_it_measured(whole, bench):
     for name in ("answer_db", "outside_db", "lost"):
         mean = np.mean([float(row[name]) for row in rows if row["method"] == "none"])
         assert summary.methods[1].means[name] == pytest.approx(mean, rel=1e-4)
-    assert [method.passes for method in summary.methods] == [6, 4, 0]
+    passes = [method.passes for method in summary.methods]
+    assert passes[0] == passes[1] > 2 and passes[2] == 0
     told = json.loads((out / "summary.json").read_text())
     assert told["methods"][0]["rate"]["total"] == 12 and told["methods"][0]["worst"] in EDIT_FAMILIES
     assert "| reference | 12 |" in (out / "summary.md").read_text()
@@ -124,7 +125,7 @@ def test_workers_share_a_run(flow, bench, whole, tmp_path):
 
 
 def test_other_settings_need_another_folder(flow, bench, whole):
-    for other, difference in (({"steps": 3}, "steps is 2 there and 3 now"), ({"methods": "none"}, "methods is ")):
+    for other, difference in (({"steps": 3}, "steps: 2 there, 3 now"), ({"methods": "none"}, "methods is ")):
         settings = EvaluationSettings(**{"steps": 2, "methods": "reference,none", "scenes": 2} | other)
         with pytest.raises(SettingError, match=difference):
             evaluate(flow, bench, settings, whole[0], progress=False)
@@ -210,7 +211,7 @@ KNOWN = ("evaluate", "-m", "{model}", "--known-answers", "--out", "{out}")
         (("evaluate", "-m", "{model}", "--out", "{out}"), "give one of --known-answers, --pie"),
         ((*KNOWN, "--pie", "folder"), "give one of"),
         (("evaluate", "--known-answers", "--out", "{out}"), "--model and --out are needed"),
-        ((*KNOWN, "--methods", "best"), "unknown method best in --methods; known: reference, none"),
+        ((*KNOWN, "--methods", "best"), "unknown method best in --methods; known: reference, none, coupled"),
         ((*KNOWN, "--methods", "a b"), "cannot read --methods"),
         ((*KNOWN, "--scenes", "0"), "--scenes must be at least 1"),
         ((*KNOWN, "--width", "32"), "drawn scenes are square"),
