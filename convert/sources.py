@@ -118,7 +118,8 @@ def read_config(path: Path, read: Callable[[dict[str, Any]], T]) -> T:
     try:
         return read(config)
     except ValueError as error:
-        raise ConversionError(f"{path}: {error}") from error
+        joint = " " if str(error).startswith("does not") else ": "
+        raise ConversionError(f"{path}{joint}{error}") from error
 
 
 def open_files(paths: list[Path], rename: Callable[[str], str | None] = lambda name: name) -> Tensors:

@@ -38,5 +38,7 @@ def parse_json(text: str | bytes, kind: Any) -> Any:
 
 def _plain(message: str) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.num_layers`" with the place first."""
-    reason, _, place = message.replace("`", "").partition(" - at ")
+    reason, _, place = message.replace("Object missing required field ", "does not say ").partition(" - at ")
+    reason = reason.replace("`", "'" if reason.startswith("does not say") else "")
+    place = place.replace("`", "")
     return f"{place.removeprefix('$').lstrip('.')}: {reason}" if place.removeprefix("$") else reason

@@ -65,7 +65,7 @@ def command(
     if is_feature_folder(source):
         refuse_unused(
             ["text_encoders", "autoencoder", "family", "vital_layers"],
-            "on a folder of DINOv2 or CLIP, which this is",
+            f"on {source}, for these are for FLUX checkpoints",
         )
         features = convert_features(open_features(source), destination, dtype=dtype, overwrite=overwrite)
         say(f"{destination}: features of {features.name}, {features.dtype}.")

@@ -31,6 +31,7 @@ from sflow_jax.storage.checkpoint import (
     CheckpointError,
     abstract,
     check_format,
+    check_networks,
     restore_network,
     signed,
     verify_small,
@@ -186,6 +187,7 @@ def restore_features(
     Raises CheckpointError for folders that are not features, or are damaged.
     """
     info = load_info(folder)
+    check_networks(folder, [ITEM])
     verify_small(folder)
     module = abstract_features(info)
     places = dict.fromkeys(parameters(module), copied(mesh))

@@ -51,8 +51,8 @@ class SweepRecord(msgspec.Struct):
     """What a sweep's settings must say."""
 
     steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
-    layer_kinds: Annotated[tuple[tuple[Name, Count], ...], msgspec.Meta(min_length=1, max_length=10)]
-    prompts: tuple[str, ...]
+    layer_kinds: Annotated[tuple[tuple[Name, Count], ...], msgspec.Meta(min_length=1, max_length=10)] = (("", 0),)
+    prompts: tuple[str, ...] = ()
     model: str = ""
 
 

@@ -125,7 +125,7 @@ def test_workers_share_a_run(flow, bench, whole, tmp_path):
 
 
 def test_other_settings_need_another_folder(flow, bench, whole):
-    for other, difference in (({"steps": 3}, "steps: 2 there, 3 now"), ({"methods": "none"}, "methods is ")):
+    for other, difference in (({"steps": 3}, "steps: 2 there, 3 now"), ({"methods": "none"}, "methods: ")):
         settings = EvaluationSettings(**{"steps": 2, "methods": "reference,none", "scenes": 2} | other)
         with pytest.raises(SettingError, match=difference):
             evaluate(flow, bench, settings, whole[0], progress=False)
