@@ -107,7 +107,7 @@ class FeaturesInfo:
         """Inverse of `to_json`; CheckpointError for another format version, or fields that do not fit."""
         try:
             content = parse_json(text, dict[str, Any])
-            check_format(content, (FORMAT,))
+            check_format(content, (FORMAT,), "features")
             stored = typed(content, StoredFeatures)
             config = typed(stored.config, CONFIGS[stored.kind])
             return cls(stored.kind, config, stored.preprocessing, stored.dtype, stored.source_digests)

@@ -152,7 +152,7 @@ class ModelInfo:
         """
         try:
             content = parse_json(text, dict[str, Any])
-            check_format(content, READABLE)
+            check_format(content, READABLE, "checkpoint")
             stored = typed(content, StoredInfo)
             return cls(**_fields(stored), scheduler=scheduler)
         except CheckpointError:
@@ -212,12 +212,10 @@ def verify_signature(file: epath.Path) -> None:
         raise CheckpointError(f"{file} was changed since it was written; if on purpose, remove its {SIGNATURE!r}")
 
 
-def check_format(content: dict[str, Any], readable: tuple[int, ...]) -> None:
+def check_format(content: dict[str, Any], readable: tuple[int, ...], what: str) -> None:
     """CheckpointError for a file of another version."""
     if "format" in content and content["format"] not in readable:
-        raise CheckpointError(
-            f"checkpoint format {content['format']} is not {readable[-1]}; convert the source again"
-        )
+        raise CheckpointError(f"{what} format {content['format']} is not {readable[-1]}; convert the source again")
 
 
 def published_info(name: str) -> tuple[ModelInfo, int] | None:
