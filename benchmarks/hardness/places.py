@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -90,10 +89,17 @@ def unprivileged(box: Box, user: int = NOBODY) -> None:
         for folder, folders, files in os.walk(box.root):
             for path in (folder, *(os.path.join(folder, x) for x in (*folders, *files))):
                 os.chown(path, user, user, follow_symlinks=False)
-        jax.config.update("jax_compilation_cache_dir", None)
+        set_compiled(None)
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
+
+
+def set_compiled(folder: str | None) -> None:
+    """Where jax keeps compiled programs; it reads the environment only when it is imported, which comes later."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def output_cases(draw: random.Random) -> Iterator[Case]:
@@ -422,7 +428,7 @@ def _full_cache(kib: int) -> Callable[[Box], None]:
         (box.root / "cache").mkdir()
         mount(box.root / "cache", kib << 10)
         os.environ["XDG_CACHE_HOME"] = str(box.root / "cache")
-        jax.config.update("jax_compilation_cache_dir", str(box.root / "cache" / "compiled"))
+        set_compiled(str(box.root / "cache" / "compiled"))
 
     return prepare
 
