@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sflow_jax.editing.methods import METHODS
+from sflow_jax.editing.methods import Method as Recipe
 from sflow_jax.errors import SettingError
 from sflow_jax.evaluation.cases import Case
 from sflow_jax.pictures.files import to_uint8
@@ -24,6 +25,8 @@ REFERENCE = "reference"
 RECIPES: dict[str, dict[str, Any]] = {REFERENCE: {}, "none": {"layers": "none"}}
 AUTOENCODER = "autoencoder"
 """Not a method: the right answers encoded and decoded, the best that any method can reach."""
+# Settings that are read as text by what takes them.
+TEXTS = ("layers", "region")
 FORM = "names with perhaps settings, such as reference,none,reference:layers=all:steps=20"
 _LABEL = re.compile(r"[\w.+-]+(:\w+=[\w.+-]+)*")
 # Arguments of `edit` that the evaluation itself gives.
@@ -37,16 +40,25 @@ _OWN = {
     "progress",
     "method",
     "edits_at_once",
+    "method_options",
 }
+# Setting of a method → its type.
+_RECIPE = {field.name: field.type for field in dataclasses.fields(Recipe) if field.name not in ("name", "paper")}
+_OWN_NUMBERS = set(_RECIPE) - set(inspect.signature(StableFlow.edit).parameters)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method and its settings. label: as it was asked for. name: what `flow.edit` calls it; None: its default."""
+    """A method and its settings.
+
+    label: as it was asked for. name: what `flow.edit` calls it; None: its default. options: arguments of
+    `flow.edit`. numbers: settings of the method that are none of these, such as begin.
+    """
 
     label: str
     name: str | None
     options: dict[str, Any]
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +77,9 @@ class Painted:
 def parse_methods(text: str) -> tuple[Method, ...]:
     """`a,b:name=value` as methods; SettingError for what cannot be read, or is there twice.
 
-    A value is a number, true, false, or a text. `reference` is the paper's recipe with the nudge undone at
-    decoding, so that pictures have the source's contrast; `none` is the same without injection.
+    A value is a number, true, false, or a text; any setting of the method will do, also those that `flow.edit`
+    takes as `method_options`. `reference` is the paper's recipe with the nudge undone at decoding, so that pictures
+    have the source's contrast; `none` is the same without injection.
     """
     labels = [part.strip() for part in text.split(",")]
     if not all(map(_LABEL.fullmatch, labels)):
@@ -80,14 +93,17 @@ def parse_methods(text: str) -> tuple[Method, ...]:
 
 def _parse_method(label: str) -> Method:
     name, *settings = label.split(":")
-    options = {key: _value(value) for key, _, value in (setting.partition("=") for setting in settings)}
+    texts = {key: value for key, _, value in (setting.partition("=") for setting in settings)}
+    values = {key: text if key in TEXTS else _value(key, text) for key, text in texts.items()}
+    numbers = {key: value for key, value in values.items() if key in _OWN_NUMBERS}
+    options = {key: value for key, value in values.items() if key not in numbers}
     if name in RECIPES:
-        return Method(label, None, {"unnudge": True} | RECIPES[name] | options)
-    return Method(label, name, options)
+        return Method(label, None, {"unnudge": True} | RECIPES[name] | options, numbers)
+    return Method(label, name, options, numbers)
 
 
-def _value(text: str) -> Any:
-    for read in (json.loads, float):
+def _value(name: str, text: str) -> Any:
+    for read in (float,) if _RECIPE.get(name) in (float, float | None) else (json.loads, float):
         try:
             return read(text)
         except ValueError:
@@ -105,9 +121,13 @@ def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> Non
         if method.name is not None and method.name not in METHODS:
             known = ", ".join([*RECIPES, *(name for name in METHODS if name not in RECIPES)])
             raise SettingError(f"unknown method {method.name} in `methods`; known: {known}")
+        settings = {**method.options, **method.numbers}
+        # As text, so that what is no number is refused here.
+        of_recipe = {name: str(value) for name, value in settings.items() if name in _RECIPE and name not in TEXTS}
+        METHODS[method.name or REFERENCE].read(of_recipe)
         unknown = [name for name in method.options if name in _OWN or not (anything or name in taken)]
         if unknown:
-            known = ", ".join(sorted(taken - _OWN))
+            known = ", ".join(sorted({*taken, *_OWN_NUMBERS} - _OWN))
             raise SettingError(f"{method.label} in `methods` has no setting {', '.join(unknown)}; known: {known}")
 
 
@@ -117,6 +137,8 @@ def edit_case(flow: StableFlow, method: Method, case: Case, settings: Evaluation
     options = {name: value for name, value in asked.items() if value is not None} | method.options
     if method.name is not None:
         options["method"] = method.name
+    if method.numbers:
+        options["method_options"] = method.numbers
     start = time.perf_counter()
     result = flow.edit(
         case.prompt,

@@ -22,7 +22,7 @@ class Row:
     """One edited picture.
 
     number: of the edit in its case. group: its family. scores: column → number. remark: what the benchmark says of
-    it. passes: of the transformer for its source and itself. seconds: its share of its batch.
+    it. passes, seconds: its share of its batch's.
     """
 
     method: str

@@ -137,6 +137,8 @@ def test_methods_are_names_with_settings():
     assert injected.options == {"unnudge": True, "layers": "none", "steps": 4}
     assert (other.label, other.name) == ("coupled:strength=.5:region=auto", "coupled")
     assert other.options == {"strength": 0.5, "region": "auto"}
+    (numbers,) = parse_methods("coupled:begin=0.1:layers=3:until=.2")
+    assert (numbers.options, numbers.numbers) == ({"layers": "3"}, {"begin": 0.1, "until": 0.2})
     for text, message in (("", "cannot read"), ("a,,b", "cannot read"), ("a:b", "cannot read"), ("a,a", "twice")):
         with pytest.raises(SettingError, match=message):
             parse_methods(text)
@@ -149,6 +151,11 @@ def test_what_edit_does_not_have_is_refused(flow):
         SettingError, match="reference:colour=red in methods has no setting colour; known: .*layers"
     ):
         check_methods(flow.edit, parse_methods("reference:colour=red"))
+    for text, name in (("coupled:begin=early", "begin"), ("reference:steps=2.5", "steps")):
+        with pytest.raises(SettingError, match=f"{name} must be a number"):
+            check_methods(flow.edit, parse_methods(text))
+    with pytest.raises(SettingError, match="begin must be a share from 0 to 1"):
+        check_methods(flow.edit, parse_methods("coupled:begin=2"))
     with pytest.raises(SettingError, match="no setting seed"):
         check_methods(flow.edit, parse_methods("reference:seed=3"))
 
@@ -159,7 +166,7 @@ class Recording(StableFlow):
     def edit(self, source_prompt, edit_prompts, *, method=None, strength=1.0, **options):
         self.asked = {"method": method, "strength": strength, **options}
         result = super().edit(source_prompt, edit_prompts, **options)
-        object.__setattr__(result, "evaluations", 17)
+        object.__setattr__(result, "evaluations", 6 * 17)
         return result
 
 
@@ -231,3 +238,11 @@ def test_mistakes_end_with_one_line_and_leave_nothing(arguments, message, checkp
     told = capsys.readouterr().err.strip()
     assert told.startswith("Error: ") and "\n" not in told and message in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_methods_own_numbers_reach_it(flow, bench):
+    passes = [
+        edit_case(flow, method, bench.cases[0], EvaluationSettings(steps=4), seed=0).passes
+        for method in parse_methods("flowedit:begin=0,flowedit:begin=0.5,flowedit:begin=0.5:steps=8")
+    ]
+    assert passes[0] == passes[2] == 2 * passes[1] > 0
