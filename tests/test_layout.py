@@ -106,7 +106,7 @@ def test_only_the_catalogue_calls_the_converter():
 
 GENERAL = (
     "sampling",
-    "painter",
+    "painter", "editing",
     "planning",
     "runs",
     "reports",
