@@ -106,7 +106,8 @@ def test_only_the_catalogue_calls_the_converter():
 
 GENERAL = (
     "sampling",
-    "painter", "editing",
+    "painter",
+    "editing",
     "planning",
     "runs",
     "reports",
