@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 # Name → the module that has it.
 _HOME = {
+    "Candidates": "editing.choosing",
     "Edit": "results",
     "EditSettings": "settings",
     "FLUX_DEV_CODE": "families.flux1",
@@ -19,7 +20,10 @@ _HOME = {
     "InversionSettings": "settings",
     "LayerControl": "sampling.control",
     "Painter": "painter",
+    "METHODS": "editing.methods",
+    "Method": "editing.methods",
     "Placement": "settings",
+    "RegionRecipe": "editing.regions",
     "StableFlow": "pipeline",
     "Stopped": "progress",
     "Summary": "vitality.summary",
@@ -32,6 +36,9 @@ __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
     from sflow_jax.catalogue import load_features
+    from sflow_jax.editing.choosing import Candidates
+    from sflow_jax.editing.methods import METHODS, Method
+    from sflow_jax.editing.regions import RegionRecipe
     from sflow_jax.families.flux1 import FLUX_DEV_CODE, FLUX_DEV_PAPER
     from sflow_jax.machine.meshes import make_mesh
     from sflow_jax.painter import Painter

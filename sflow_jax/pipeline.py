@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, checked_noise, edit_pictures, find_region
 from sflow_jax.editing.methods import AUTO_REGION, Method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe
@@ -225,6 +226,7 @@ class StableFlow:
         *,
         image: Picture | None = None,
         inversion: Inversion | None = None,
+        latents: Float[AnyArray, "s c"] | None = None,
         method: str | Method | None = None,
         layers: Layers | None = None,
         steps: int | None = None,
@@ -242,8 +244,9 @@ class StableFlow:
         width: int | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
-        """Edits of a generated picture, or of a real one (`image`, or its `inversion`).
+        """Edits of a generated picture, or of a real one (`image`, its `inversion`, or its clean `latents`).
 
+        latents: packed [s, c], such as a row of an earlier edit's `clean_latents`: that edit is the source now.
         method: a name of `editing.methods.METHODS`, by default "reference", or a `Method` of your own; what is None
         here is the method's. method_options: other numbers of it by name, such as {"begin": 0.1}. layers: where the
         source's image keys and values go into the edit's: "vital", "all", "none", "late" or global numbers.
@@ -259,7 +262,7 @@ class StableFlow:
             replay=replay, region=region, paste=paste, edits_at_once=edits_at_once, method_options=method_options,
             height=height, width=width,
         )  # fmt: skip
-        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked)
+        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents)
         return edit_pictures(self.painter, request, as_progress(progress))
 
     def region(
@@ -284,6 +287,35 @@ class StableFlow:
             self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed,
             self.info.canvas(height, width), as_progress(progress),
         )  # fmt: skip
+
+    def try_edits(
+        self,
+        source_prompt: str,
+        edit_prompt: str,
+        *,
+        image: Picture | None = None,
+        latents: Float[AnyArray, "s c"] | None = None,
+        methods: Sequence[str] = TRIED,
+        guidances: Sequence[float | None] = (None,),
+        strengths: Sequence[float] = (1.0,),
+        layers: Layers | None = None,
+        seed: int = EditSettings.seed,
+        region: Any = None,
+        method_options: Mapping[str, Any] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool | Progress = True,
+    ) -> Candidates:
+        """One edit by many settings, and which of them follows the prompt and keeps most: see `editing.choosing`.
+
+        Every method is tried with every guidance (None is its own) and strength of injection; strengths are members
+        of one batch beside one source. All else is as `edit` has it.
+        """
+        asked = EditSettings(
+            layers=layers, seed=seed, region=region, method_options=method_options, height=height, width=width
+        )
+        request = Request(source_prompt, [edit_prompt], image, None, None, asked, latents)
+        return try_edits(self.painter, request, Trial(methods, guidances, strengths), as_progress(progress))
 
     def find_vital_layers(
         self,

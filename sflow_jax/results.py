@@ -19,7 +19,7 @@ from sflow_jax.typed import Number, Positive, Side, parse_json, typed
 
 # Of latents, which are about as large as noise.
 LARGEST = 1e6
-INVERSION_FILE = "inversion.safetensors"
+INVERSION_FILE, TURN_FILE = "inversion.safetensors", "latents.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Edit:
     regions: Float[np.ndarray, "e rows columns"] | None = None
     evaluations: int = 0
     method: Any = None
+
+    @property
+    def clean_latents(self) -> Float[Array, "b s c"]:
+        """Without the source's nudge: what a next edit may begin with."""
+        return self.latents / self.settings.nudge
 
     @property
     def region(self) -> Float[np.ndarray, "rows columns"] | None:
@@ -128,8 +133,7 @@ class Inversion:
             "evaluated": self.stored_evaluated,
         }
         stored = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
-        metadata = {"settings": json.dumps(self.settings), "checksum": _checksum(stored)}
-        return write_whole(epath.Path(folder) / INVERSION_FILE, save_tensors(stored, metadata=metadata))
+        return _write_tensors(epath.Path(folder) / INVERSION_FILE, stored, self.settings)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Inversion":
@@ -139,19 +143,52 @@ class Inversion:
         if not path.exists():
             raise ValueError(f"no inversion at {path}; make one with: sflow invert")
         try:
-            data = read_bytes(path)
-            tensors = load_tensors(data)
-            # The format: 8 bytes of header length, then a JSON header with our metadata.
-            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], _Header)
-            settings = parse_json(header.metadata["settings"], dict[str, Any])
-            typed(settings, InversionRecord)
-            if "checksum" in header.metadata and header.metadata["checksum"] != _checksum(tensors):
-                raise ValueError("its numbers are not what was written")
+            tensors, settings = _read_tensors(path, InversionRecord)
             return cls(
                 tensors["trajectory"], tensors["sigmas"], settings, tensors.get("points"), tensors.get("evaluated")
             )
         except (SafetensorError, KeyError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is not a readable inversion ({error}); invert the picture again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What an edit leaves for the next one.
+
+    latents: [b, s, c] float32, clean, row 0 the source. prompts: one a row. height, width: pixels.
+    """
+
+    latents: Float[np.ndarray, "b s c"]
+    prompts: list[str]
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, edit: Edit, prompts: list[str]) -> "Turn":
+        """Of an edit. prompts: of the source and the edits."""
+        latents = np.asarray(edit.clean_latents, np.float32)
+        return cls(latents, prompts, edit.settings.height, edit.settings.width)
+
+    def save(self, folder: epath.PathLike) -> epath.Path:
+        """Write one file into `folder`, whole; returns its path."""
+        about = {"prompts": self.prompts, "height": self.height, "width": self.width}
+        return _write_tensors(epath.Path(folder) / TURN_FILE, {"latents": self.latents}, about)
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> "Turn":
+        """Beside an `edit.json`, or in the folder that holds it; ValueError if it is missing or broken."""
+        path = epath.Path(path)
+        path = (path if path.is_dir() else path.parent) / TURN_FILE
+        if not path.exists():
+            raise ValueError(f"no {path}; it is beside the edit.json of every sflow edit")
+        try:
+            tensors, settings = _read_tensors(path, TurnRecord)
+            latents = tensors["latents"]
+            if latents.ndim != 3 or len(latents) != len(settings["prompts"]) or not np.isfinite(latents).all():
+                raise ValueError("its latents are not one picture a prompt")
+            return cls(np.float32(latents), settings["prompts"], settings["height"], settings["width"])
+        except (SafetensorError, KeyError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path} is not what an edit left ({error}); edit again") from error
 
 
 class _Header(msgspec.Struct):
@@ -172,3 +209,30 @@ class InversionRecord(msgspec.Struct):
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:
     return checksum(b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))
+
+
+class TurnRecord(msgspec.Struct):
+    """What the settings beside an edit's latents must say."""
+
+    prompts: list[str]
+    height: Side
+    width: Side
+
+
+def _write_tensors(path: epath.Path, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> epath.Path:
+    """A file of tensors, settings and a checksum, whole."""
+    metadata = {"settings": json.dumps(settings), "checksum": _checksum(tensors)}
+    return write_whole(path, save_tensors(tensors, metadata=metadata))
+
+
+def _read_tensors(path: epath.Path, record: type) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same read again. record: what the settings must say. ValueError for other or damaged files."""
+    data = read_bytes(path)
+    tensors = load_tensors(data)
+    # The format: 8 bytes of header length, then a JSON header with our metadata.
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], _Header)
+    settings = parse_json(header.metadata["settings"], dict[str, Any])
+    typed(settings, record)
+    if "checksum" in header.metadata and header.metadata["checksum"] != _checksum(tensors):
+        raise ValueError("its numbers are not what was written")
+    return tensors, settings

@@ -11,6 +11,7 @@ from sflow_jax.machine.meshes import batch_sharding, make_mesh
 from sflow_jax.models.attention import (
     block_size,
     choose_kernel,
+    extended_attention,
     joint_attention,
     self_attention,
     xla_attention,
@@ -195,3 +196,33 @@ def test_the_full_size_step_lowers_for_gpus(offload, cudnn):
 def test_bad_kernels_are_refused(kernel, dtype, message):
     with pytest.raises(ValueError, match=message):
         joint_attention(*random(128, dtype=dtype), kernel=kernel)
+
+
+def beside(weight: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Extended attention, and softmax over all keys with the weight's logarithm added to the source's scores."""
+    query, key, value = random(13, width=24)
+    source_key, source_value = (jnp.asarray(x[:, :7]) for x in random(9, width=24)[1:])
+    ours = extended_attention(query, key, value, source_key, source_value, jnp.asarray(weight))
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in ((key, source_key), (value, source_value)))
+    scores = jnp.einsum("blhk,bmhk->bhlm", query, keys) / np.sqrt(24)
+    with np.errstate(divide="ignore"):
+        added = np.where(np.arange(20) < 13, 0.0, np.log(weight)[..., None])
+    weights = jax.nn.softmax(scores + jnp.asarray(added, jnp.float32)[:, None], axis=-1)
+    return ours, jnp.einsum("bhlm,bmhk->blhk", weights, values)
+
+
+@pytest.mark.parametrize("weight", [0.0, np.exp(-2), 1.0, 3.0])
+def test_extended_attention_is_a_softmax_over_all_keys(weight):
+    ours, theirs = beside(np.full((2, 13), weight, np.float32))
+    assert relative(ours, theirs) < 2e-6
+
+
+def test_extended_attention_has_a_weight_a_query():
+    ours, theirs = beside(np.random.default_rng(0).uniform(size=(2, 13)).astype(np.float32))
+    assert relative(ours, theirs) < 2e-6
+
+
+def test_sources_that_do_not_count_are_not_seen_however_large_their_scores():
+    query, key, value = random(13, width=24)
+    ours = extended_attention(query, key, value, 1e4 * key, value, jnp.zeros((2, 13)))
+    assert relative(ours, xla_attention(query, key, value)) < 2e-6

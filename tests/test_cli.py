@@ -49,7 +49,7 @@ def test_invert_then_edit(checkpoint, photo_file, tmp_path, capsys):
     reused = ("--inversion", tmp_path / "inverted", "--out", tmp_path / "reused")
     for source in (direct, reused):
         assert run("edit", *model, *edits, *source) == 0
-    names = {"source.png", "edit-1.png", "edit-2.png", "grid.png", "edit.json"}
+    names = {"source.png", "edit-1.png", "edit-2.png", "grid.png", "edit.json", "latents.safetensors"}
     assert {p.name for p in (tmp_path / "direct").iterdir()} == names
     assert (tmp_path / "direct" / "edit-2.png").read_bytes() == (tmp_path / "reused" / "edit-2.png").read_bytes()
     told = json.loads((tmp_path / "direct" / "edit.json").read_text())

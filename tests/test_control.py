@@ -19,6 +19,7 @@ SETTERS = {
     "mlp": (LayerControl.scaling, {"mlp": 0.5}, 0.5, 1.0),
     "text": (LayerControl.scaling, {"text": 2.0}, 2.0, 1.0),
     "heads": (LayerControl.scaling_heads, {"scales": [0.0, 1.5]}, [0.0, 1.5], [1.0, 1.0]),
+    "extend": (LayerControl.extending, {"weight": 0.4}, 0.4, 0.0),
     "key_shift": (LayerControl.shifting_keys, {"rows": 3.0, "columns": -2.0}, [3.0, -2.0], [0.0, 0.0]),
 }
 CONSTRUCTORS = {

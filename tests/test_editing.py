@@ -11,6 +11,7 @@ from commandline import run as run_command
 from conftest import relative
 from PIL import Image
 
+from sflow_jax.editing.choosing import Candidate, choose
 from sflow_jax.editing.editor import REGION_NOISES
 from sflow_jax.editing.methods import METHODS, Method, find_method, passes
 from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
@@ -28,7 +29,7 @@ from sflow_jax.errors import SettingError
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import fit_picture, to_unit
 from sflow_jax.pictures.latents import draw_numbered_noise
-from sflow_jax.results import Inversion
+from sflow_jax.results import Inversion, Turn
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.schedule import Schedule
 from sflow_jax.sampling.solvers import find_solver
@@ -635,3 +636,97 @@ def test_mistakes_end_with_one_line_and_leave_nothing(arguments, message, checkp
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("Error: ") and message in lines[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edit_becomes_the_next_source(flow, checkpoint, photo, tmp_path):
+    first = flow.edit("a cat", ["a dog", "snow"], image=photo, method="coupled", **SHORT)
+    second = flow.edit("snow", ["a hat"], latents=first.clean_latents[2], method="coupled", **SHORT)
+    np.testing.assert_array_equal(second.latents[0], first.latents[2])
+    np.testing.assert_allclose(second.images[0], first.images[2], atol=1e-5)
+    photo.save(tmp_path / "photo.png")
+    common = ("-m", checkpoint, "--method", "coupled", "--steps", 4, "--begin", 0.25)
+    source = ("--image", tmp_path / "photo.png")
+    assert run_command("edit", *common, *PROMPTS, *source, "-o", tmp_path / "first") == 0
+    again = ("--continue", tmp_path / "first" / "edit.json", "--pick", 2, "--edit", "a hat")
+    assert run_command("edit", *common, *again, "-o", tmp_path / "second") == 0
+    assert json.loads((tmp_path / "second" / "edit.json").read_text())["prompt"] == "snow"
+    before, after = (np.asarray(Image.open(tmp_path / name)) for name in ("first/edit-2.png", "second/source.png"))
+    np.testing.assert_allclose(np.int16(before), after, atol=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--edit", "a dog"), "--prompt is missing"),
+        (("--edit", "a dog", "--continue", "nowhere/edit.json"), "no nowhere/latents.safetensors"),
+        (("--edit", "a dog", "--continue", "{first}", "--pick", 7), "--pick must be from 0 to 1"),
+        (("--edit", "a dog", "--continue", "{first}", "--image", "photo.png"), "give --continue, or --image"),
+        ((*PROMPTS, "--try", "coupled"), "--try takes one --edit, found 2"),
+        (("-p", "a cat", "-e", "a dog", "--try", "magic"), "unknown --method 'magic'"),
+        (
+            ("-p", "a cat", "-e", "a dog", "--try", "coupled", "--method", "uniinv"),
+            "give --method or --try, not both",
+        ),
+        (("-p", "a cat", "-e", "a dog", "--try-guidances", "much"), "--try-guidances must be numbers"),
+        (("-p", "a cat", "-e", "a dog", "--choose"), "--choose picks among candidates"),
+    ],
+)
+def test_mistakes_in_turns_and_trials_end_with_one_line(arguments, message, checkpoint, tmp_path, capsys):
+    Turn(np.zeros((2, 16, 16), np.float32), ["a cat", "a dog"], 64, 64).save(tmp_path)
+    filled = [str(part).format(first=tmp_path / "edit.json") for part in arguments]
+    assert run_command("edit", "-m", checkpoint, *filled, "-o", tmp_path / "out") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("Error: ") and message in lines[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["latents.safetensors"]
+
+
+def test_settings_are_tried_and_one_is_chosen(flow, photo):
+    tried = flow.try_edits(
+        "a cat", "a dog", image=photo, methods=["coupled", "rf-solver"], guidances=[1.5, 3.0], strengths=[0.5, 1.0],
+        **FAST,
+    )  # fmt: skip
+    assert [candidate.name for candidate in tried.candidates] == [
+        "coupled, guidance 1.5", "coupled, guidance 3",
+        "rf-solver, guidance 1.5, strength 0.5", "rf-solver, guidance 1.5, strength 1",
+        "rf-solver, guidance 3, strength 0.5", "rf-solver, guidance 3, strength 1",
+    ]  # fmt: skip
+    one = flow.edit(
+        "a cat", ["a dog"], image=photo, method="rf-solver", guidance=1.5, method_options={"values": 0.5}, **FAST
+    )
+    assert relative(tried.candidates[2].latents, one.latents[1]) < 1e-4
+    assert tried.chosen == choose(tried.candidates) and tried.evaluations > 0
+
+
+def candidate(follows: float, inside: float, outside: float) -> Candidate:
+    return Candidate("", np.zeros((4, 4, 3), np.float32), np.zeros((2, 2), np.float32), follows, inside, outside)
+
+
+def test_what_follows_well_enough_and_keeps_most_is_chosen():
+    some = [candidate(0.4, 15.0, 20.0), candidate(0.3, 18.0, 31.0), candidate(0.01, 60.0, 60.0)]
+    assert choose(some) == 1
+    assert [one.remark for one in (*some, candidate(0.4, 5.0, 10.0))] == [
+        "", "", "nothing changed", "everything changed",
+    ]  # fmt: skip
+    # Nothing follows: the least bad one.
+    assert choose([candidate(-0.3, 40.0, 50.0), candidate(-0.1, 40.0, 40.0)]) == 1
+
+
+def test_trials_on_the_command_line(checkpoint, photo, tmp_path, capsys):
+    photo.save(tmp_path / "photo.png")
+    asked = ("--image", tmp_path / "photo.png", "--try", "coupled,sdedit", "--choose", "-o", tmp_path / "out")
+    assert run_command("edit", "-m", checkpoint, "-p", "a cat", "-e", "a dog", *asked) == 0
+    record = json.loads((tmp_path / "out" / "edit.json").read_text())
+    assert [one["name"].split(",")[0] for one in record["candidates"]] == ["coupled", "sdedit"]
+    (chosen,) = [i for i, one in enumerate(record["candidates"], 1) if one["chosen"]]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "candidate-1.png",
+        "candidate-2.png",
+        "candidates.png",
+        "source.png",
+        "edit-1.png",
+        "edit.json",
+    }
+    first, second = (tmp_path / "out" / name for name in (f"candidate-{chosen}.png", "edit-1.png"))
+    assert first.read_bytes() == second.read_bytes()
+    assert "follows" in capsys.readouterr().out

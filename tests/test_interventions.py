@@ -151,6 +151,7 @@ def filled(control: LayerControl) -> LayerControl:
     neutral = {name: np.ones(shape, np.float32) for name in ("keys", "values", "attention", "mlp", "text")}
     neutral["heads"] = np.ones((*shape, HEADS), np.float32)
     neutral["key_shift"] = np.zeros((*shape, 2), np.float32)
+    neutral["extend"] = np.zeros(shape, np.float32)
     neutral["region"] = np.ones((shape[1], CANVAS.tokens), np.float32)
     absent = {name: value for name, value in neutral.items() if getattr(control, name) is None}
     return dataclasses.replace(control, **absent)
@@ -433,3 +434,39 @@ def test_other_numbers_of_heads_or_tokens_are_named(change, message, flow):
             np.zeros((3, 16, 16), np.float32), flow.encode_prompts(["a", "b", "c"]), control,
             guidance=np.ones(3, np.float32),
         )  # fmt: skip
+
+
+def test_the_source_is_seen_beside_the_own_tokens(pair, region):
+    layers = [1, 3]
+    plain, seen = pair.ours(nothing()), pair.ours(nothing().extending(layers, 0.4))
+    assert relative(seen[0], plain[0]) <= ROUNDING
+    assert all(relative(seen[edit], plain[edit]) >= TINY for edit in EDITS)
+    assert relative(pair.ours(nothing().extending(layers, 0.0)), plain) <= ROUNDING
+    # One element, and of each element only some tokens.
+    alone = pair.ours(nothing().extending(layers, 0.4, elements=[1]))
+    assert relative(alone[2], plain[2]) <= ROUNDING < relative(alone[1], plain[1])
+    nowhere = nothing().extending(layers, 0.4).within(np.ones_like(region))
+    assert TINY < relative(pair.ours(nowhere)[1:], seen[1:]) < relative(plain[1:], seen[1:])
+
+
+def test_a_layer_attends_to_the_sources_keys_and_values():
+    """Against plain attention over the concatenated keys and values, for two groups of three."""
+    generator = np.random.default_rng(5)
+    query, key, value = (jnp.asarray(generator.standard_normal((6, 9, 2, 8)), jnp.float32) for _ in range(3))
+    share = np.float32(generator.uniform(size=(6, 7)))
+    weight = np.float32([0.3, 0.3, 0.7, 0.5, 0.5, 0.2])
+    ours = Layout(members=3).attend_beside(query, key, value, 2, weight, share)
+    for row in range(6):
+        source = 3 * (row // 3)
+        keys = np.concatenate([key[row], key[source, 2:]])
+        values = np.concatenate([value[row], value[source, 2:]])
+        scores = np.einsum("lhk,mhk->hlm", query[row], keys) / np.sqrt(8)
+        counted = weight[row] * np.concatenate([np.ones(2), share[row]]) * (row != source)
+        weights = np.exp(scores) * np.concatenate([np.ones((9, 9)), np.repeat(counted[:, None], 7, 1)], axis=1)
+        expected = np.einsum("hlm,mhk->lhk", weights / weights.sum(-1, keepdims=True), values)
+        assert relative(ours[row], expected) <= 1e-5
+
+
+def test_weights_below_zero_are_refused():
+    with pytest.raises(ValueError, match="weight of the source's tokens must be at least 0"):
+        nothing().extending([0], -1.0)

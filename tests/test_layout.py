@@ -107,6 +107,7 @@ def test_only_the_catalogue_calls_the_converter():
 GENERAL = (
     "sampling",
     "painter",
+    "editing",
     "planning",
     "runs",
     "reports",

@@ -18,20 +18,23 @@ from sflow_jax.commands.options import (
     refuse_unused,
     settings_options,
 )
-from sflow_jax.editing.methods import REFERENCE, find_method
+from sflow_jax.commands.sources import ChosenSource, source_options
+from sflow_jax.commands.trial import candidates_table, save_candidates, trial_options
+from sflow_jax.editing.methods import REFERENCE, Method, find_method
 from sflow_jax.errors import SettingError
-from sflow_jax.pictures.files import open_picture
 from sflow_jax.pictures.grids import captioned_grid
-from sflow_jax.results import Inversion
+from sflow_jax.results import Turn
 from sflow_jax.settings import EditSettings, as_record, check_prompts
-from sflow_jax.storage.folders import output_folder
+from sflow_jax.storage.folders import Folder, output_folder
 
 if TYPE_CHECKING:
+    from sflow_jax.pipeline import StableFlow
     from sflow_jax.results import Edit
-    from sflow_jax.storage.folders import Folder
 
 # Settings that only one kind of source has.
 OF_PHOTOS, OF_GENERATED, OF_INVERTING = ("nudge", "unnudge", "replay"), ("seed",), ("nudge",)
+# Settings that every candidate of a trial shares.
+SHARED_BY_TRIALS = ("layers", "seed", "region", "method_options", "height", "width")
 
 
 @click.command(
@@ -41,54 +44,48 @@ OF_PHOTOS, OF_GENERATED, OF_INVERTING = ("nudge", "unnudge", "replay"), ("seed",
 
     sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man in a park" -e "A man in a park with a dog" -o man
 
-    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man in a park" -e "A man at sea" --method coupled -o
-    sea
+    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man in a park" -e "A man at sea" --method coupled -o s
 
-    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man" -e "A man in a hat" --region hat.png --paste -o
-    hat
+    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man" -e "A man, a hat" --region hat.png --paste -o hat
+
+    sflow edit -m checkpoints/flux-dev --image man.jpg -p "A man" -e "A man, hat" --try coupled,uniinv --choose -o t
+
+    sflow edit -m checkpoints/flux-dev --continue hat/edit.json -e "A man, a hat, sea" --method coupled -o next
 
     sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man at sea" --layers 0-2,17 -o sea
     """,
 )
 @model_options()
-@click.option("--prompt", "-p", required=True, help="The source: what it shows, or what to paint.")
+@source_options
 @click.option("--edit", "-e", "edits", multiple=True, required=True, help="What an edit shows; repeat for more.")
-@click.option("--image", help="A photo to edit; without it, the source is generated.")
-@click.option("--inversion", help="Folder of `sflow invert`, instead of --image.")
 @settings_options(EditSettings)
 @method_options
 @region_options
+@trial_options
 @out_option
 def edit(
     chosen: Chosen,
-    prompt: str,
+    source: ChosenSource,
     edits: tuple[str, ...],
-    image: str | None,
-    inversion: str | None,
     settings: EditSettings,
     numbers: dict[str, Any],
     shape: dict[str, Any],
+    trial: dict[str, Any] | None,
+    choose: bool,
     out: str,
 ) -> None:
     """Edit a generated picture or a photo: source.png, edit-1.png …, grid.png, edit.json.
 
-    Where a method keeps to a region, region-1.png … show it: white may change.
+    Where a method keeps to a region, region-1.png … show it: white may change. What --try paints is in
+    candidates.png.
     """
-    if image and inversion:
-        raise SettingError("give `image` or `inversion`, not both")
     method = find_method(settings.method or REFERENCE).changed(**numbers)
-    if not (image or inversion):
-        refuse_unused(OF_PHOTOS, "without a photo (--image or --inversion)")
-    elif method.name == REFERENCE:
-        refuse_unused(OF_GENERATED, "on a photo")
-    if inversion:
-        refuse_unused(OF_INVERTING, "with an inversion, which has its own")
-    stored = None if inversion is None else Inversion.load(inversion)
-    # A bad file should not cost a model's loading.
-    photo = None if image is None else open_picture(image)
-    check_prompts([prompt, *edits])
-    region = shaped_region(settings.region or (method.region if any(shape.values()) else None), shape)
-    asked = dataclasses.replace(settings, region=region, method_options=numbers)
+    refuse_unused_settings(source, method)
+    check_prompts([source.prompt, *edits])
+    wanted = settings.region or (method.region if any(shape.values()) else None)
+    asked = dataclasses.replace(source.sized(settings), region=shaped_region(wanted, shape), method_options=numbers)
+    if trial is not None:
+        check_trial(edits, settings, source)
     reports = chosen.join()
     info = chosen.check(settings)
     if (settings.layers or method.layers) == "vital":
@@ -96,25 +93,48 @@ def edit(
     with output_folder(out if reports else None, "edit.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
-        result = flow.edit(prompt, list(edits), image=photo, inversion=stored, **as_record(asked), progress=reports)
+        if trial is None:
+            about = save_edit(flow, folder, source, edits, asked, reports)
+            about |= {"region": settings.region or method.region, "region_shape": shape}
+        else:
+            about = save_trial(flow, folder, source, edits[0], asked, trial, choose, reports)
         seconds = {"load": loading, "edit": time.perf_counter() - start}
-        save_edit(folder, result, [f"source: {prompt}", *edits])
-        unused = (*(OF_GENERATED if image or inversion else OF_PHOTOS), "method_options")
-        kept = {name: value for name, value in as_record(result.settings).items() if name not in unused}
-        about = {"prompt": prompt, "edits": edits, "image": image, "inversion": inversion, **kept}
-        about |= {
-            "region": settings.region or method.region,
-            "region_shape": shape,
-            "evaluations": result.evaluations,
-        }
-        about["method_settings"] = dataclasses.asdict(result.method)
-        folder.json("edit.json", record(chosen.model, about | placement_record(flow.painter.placement), seconds))
+        about = source.given | {"edits": edits} | about | placement_record(flow.painter.placement)
+        folder.json("edit.json", record(chosen.model, about, seconds))
     if reports:
-        say(f"source and {len(edits)} edits in {out}")
+        say(f"source and {len(edits)} edits in {out}" if trial is None else f"candidates in {out}")
 
 
-def save_edit(folder: "Folder", result: "Edit", captions: list[str]) -> None:
-    """Pictures of the source, the edits and their regions, one by one and side by side."""
+def refuse_unused_settings(source: ChosenSource, method: Method) -> None:
+    """SettingError for options that change nothing with such a source."""
+    if source.painted:
+        refuse_unused(OF_PHOTOS, "without a photo (--image or --inversion)")
+    elif method.name == REFERENCE:
+        refuse_unused(OF_GENERATED, "on a photo")
+    if source.stored is not None:
+        refuse_unused(OF_INVERTING, "with an inversion, which has its own")
+
+
+def save_edit(
+    flow: "StableFlow",
+    folder: Folder,
+    source: ChosenSource,
+    edits: tuple[str, ...],
+    asked: EditSettings,
+    progress: bool,
+) -> dict[str, Any]:
+    """Edit, and save pictures of the source, the edits and their regions; returns what edit.json says of them."""
+    prompt = source.prompt
+    result = flow.edit(prompt, list(edits), **source.of_edit(), **as_record(asked), progress=progress)
+    save_pictures(folder, result, [f"source: {prompt}", *edits])
+    Turn.of(result, [prompt, *edits]).save(folder.path)
+    unused = (*(OF_PHOTOS if source.painted else OF_GENERATED), "method_options")
+    kept = {name: value for name, value in as_record(result.settings).items() if name not in unused}
+    return kept | {"evaluations": result.evaluations, "method_settings": dataclasses.asdict(result.method)}
+
+
+def save_pictures(folder: Folder, result: "Edit", captions: list[str]) -> None:
+    """One by one and side by side."""
     folder.picture("source.png", result.images[0])
     for i, picture in enumerate(result.images[1:], 1):
         folder.picture(f"edit-{i}.png", picture)
@@ -122,3 +142,33 @@ def save_edit(folder: "Folder", result: "Edit", captions: list[str]) -> None:
     for i, region in enumerate(() if result.regions is None else result.regions, 1):
         side = result.images.shape[1] // len(region)
         folder.picture(f"region-{i}.png", np.repeat(np.kron(region, np.ones((side, side)))[..., None], 3, axis=-1))
+
+
+def check_trial(edits: tuple[str, ...], settings: EditSettings, source: ChosenSource) -> None:
+    """SettingError for options that a trial does not share among its candidates."""
+    if len(edits) != 1:
+        raise SettingError(f"`try` takes one `edit`, found {len(edits)}")
+    if settings.method is not None:
+        raise SettingError("give `method` or `try`, not both")
+    if source.stored is not None:
+        raise SettingError("`try` inverts as each method does; give `image` instead of `inversion`")
+
+
+def save_trial(
+    flow: "StableFlow",
+    folder: Folder,
+    source: ChosenSource,
+    edit: str,
+    asked: EditSettings,
+    trial: dict[str, Any],
+    choose: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """Try, and save all candidates; returns what edit.json says of them."""
+    shared = {name: getattr(asked, name) for name in SHARED_BY_TRIALS}
+    sources = {name: value for name, value in source.of_edit().items() if name != "inversion"}
+    tried = flow.try_edits(source.prompt, edit, **sources, **trial, **shared, progress=progress)
+    known = save_candidates(folder, tried, source.prompt, choose)
+    if progress:
+        say(candidates_table(known))
+    return {"candidates": known, "evaluations": tried.evaluations, "seed": asked.seed}

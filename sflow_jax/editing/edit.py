@@ -40,8 +40,8 @@ LOCKED_UNTIL = 0.8
 class Request:
     """What the user asks for.
 
-    source: its prompt. edits: theirs. image, inversion: of the source; without both it is painted. noise: packed
-    [s, c], replaces the seed of a painted source.
+    source: its prompt. edits: theirs. image, inversion, latents (clean, packed): of the source; without them it is
+    painted. noise: packed [s, c], replaces the seed of a painted source. strengths: of the injection, one an edit.
     """
 
     source: str
@@ -50,17 +50,21 @@ class Request:
     inversion: Inversion | None
     noise: Float[AnyArray, "s c"] | None
     settings: EditSettings
+    latents: Float[AnyArray, "s c"] | None = None
+    strengths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edits, str) or not self.edits:
             raise SettingError(f"`edit_prompts` must be a list of at least one text, found {self.edits!r}")
         if self.image is not None and self.inversion is not None:
             raise SettingError("give either `image` or `inversion`, not both")
+        if self.latents is not None and not (self.image is None and self.inversion is None):
+            raise SettingError("give `latents` alone, without `image` or `inversion`")
 
     @property
     def painted(self) -> bool:
         """Whether the model paints the source."""
-        return self.image is None and self.inversion is None
+        return self.image is None and self.inversion is None and self.latents is None
 
     @property
     def batch(self) -> int:
@@ -90,7 +94,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     )  # fmt: skip
     regions = _regions(editor, mask, method)
     method = _locking(method, regions)
-    latents = editor.edited(method, layers, regions)
+    latents = editor.edited(method, layers, regions, request.strengths)
     return _result(painter, request, method, layers, scale, source, latents, regions, editor.passes)
 
 
@@ -135,12 +139,19 @@ def checked_noise(
     painter: Painter, seed: int, noise: Float[AnyArray, "s c"] | None, canvas: Canvas
 ) -> Float[np.ndarray, "s c"]:
     """The caller's noise, or the seed's; SettingError for another shape."""
+    return painter.noise(canvas, seed) if noise is None else checked_latents(painter, noise, canvas, "noise")
+
+
+def checked_latents(
+    painter: Painter, latents: Float[AnyArray, "*any"], canvas: Canvas, name: str
+) -> Float[np.ndarray, "s c"]:
+    """Packed latents on this host; SettingError, with the setting's name, for another shape."""
     shape = (canvas.tokens, painter.info.channels)
-    if noise is None:
-        return painter.noise(canvas, seed)
-    if noise.shape != shape:
-        raise SettingError(f"`noise` must be packed latents {list(shape)} at this size, found {list(noise.shape)}")
-    return np.asarray(noise, np.float32)
+    if latents.shape != shape:
+        raise SettingError(
+            f"`{name}` must be packed latents {list(shape)} at this size, found {list(latents.shape)}"
+        )
+    return np.asarray(latents, np.float32)
 
 
 def _asked_region(request: Request, method: Method) -> Any:
@@ -199,6 +210,8 @@ def _source(painter, request, method, conditioning, canvas, noise, progress) -> 
         return source, 0
     if request.painted:
         source = painted_source(painter, conditioning.rows([0]), canvas, noise, progress)
+    elif request.latents is not None:
+        source = Source(canvas, checked_latents(painter, request.latents, canvas, "latents"))
     else:
         source = Source(canvas, encoded(painter, request.image, canvas))
     if not method.inverts:
@@ -219,7 +232,7 @@ def _painted_together(painter, request, method, layers, scale, canvas, noise, pr
     editor = Editor(
         painter, canvas, noise, prompts, None, request.settings.seed, request.settings.edits_at_once, progress
     )
-    latents = editor.edited(method, layers)
+    latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))
     return _result(painter, request, method, layers, scale, source, latents, None, editor.passes)
 
@@ -258,8 +271,23 @@ def find_region(
     progress: Progress,
 ) -> Float[np.ndarray, "rows columns"]:
     """Where an edit (the second prompt) would change a picture; see `StableFlow.region`."""
+    picture = encoded(painter, image, canvas)
+    return find_region_of(painter, picture, prompts, recipe, guidance, seed, canvas, progress)[0]
+
+
+def find_region_of(
+    painter: Painter,
+    picture: Float[np.ndarray, "s c"],
+    prompts: tuple[str, str],
+    recipe: RegionRecipe,
+    guidance: float | None,
+    seed: int,
+    canvas: Canvas,
+    progress: Progress,
+) -> tuple[Float[np.ndarray, "rows columns"], int]:
+    """The same of clean latents, and the passes that it took."""
     method = find_method("coupled", model_settings(painter))
     scale = np.full(2, method.guidance if guidance is None else guidance, np.float32)
     asked = Prompts(painter.encode_prompts(prompts), scale, no_prompt(painter, 2))
-    editor = Editor(painter, canvas, encoded(painter, image, canvas), asked, None, seed, 1, progress)
-    return editor.regions(recipe, method)[0]
+    editor = Editor(painter, canvas, picture, asked, None, seed, 1, progress)
+    return editor.regions(recipe, method)[0], editor.passes

@@ -92,14 +92,23 @@ class Editor:
         return draw_numbered_noise(self.seed, number, *self.picture.shape)
 
     def edited(
-        self, method: Method, layers: tuple[int, ...], regions: Float[np.ndarray, "e r q"] | None = None
+        self,
+        method: Method,
+        layers: tuple[int, ...],
+        regions: Float[np.ndarray, "e r q"] | None = None,
+        strengths: tuple[float, ...] | None = None,
     ) -> Float[Array, "b s c"]:
-        """Latents of the source, as it is, and of its edits. layers: resolved."""
+        """Latents of the source, as it is, and of its edits.
+
+        layers: resolved. strengths: shares of the method's injection, one an edit.
+        """
         sigmas = self.painter.schedule.sigmas(method.steps, self.canvas.tokens)
         start = Start(self.picture, self._path(method, sigmas), self.noise)
 
         def path_of(members: list[int], blank: Blank) -> Iterator[list[Step]]:
             control = injection(method, layers, len(members), self.painter.layers)
+            if strengths is not None:
+                control = control.weakened([1.0 if row == 0 else strengths[row - 1] for row in members])
             locked = None
             if regions is not None:
                 flat = regions.reshape(len(regions), -1)

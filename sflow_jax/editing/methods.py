@@ -17,6 +17,8 @@ NO_REGION, AUTO_REGION = "none", "auto"
 REFERENCE = "reference"
 # What edits a photo where the caller names no method.
 PHOTO_METHOD = REFERENCE
+# Beyond it the own tokens, or the source's, no longer count.
+MOST_EXTENDED = 20
 SHARES = ("begin", "free", "keys", "values", "inject_from", "until", "lock_until", "inside", "ratio")
 
 
@@ -77,6 +79,10 @@ class Method:
                 raise SettingError(f"`{name}` must be a share from 0 to 1, found {getattr(self, name)}")
         if self.steps < 1 or self.begin >= 1 or self.steps <= self.left_out:
             raise SettingError(f"`begin` {self.begin} leaves none of the {self.steps} `steps`")
+        if self.extended is not None and not abs(self.extended) <= MOST_EXTENDED:
+            raise SettingError(
+                f"`extended` must be between {-MOST_EXTENDED} and {MOST_EXTENDED}, found {self.extended}"
+            )
         if not self.nudge > 0:
             raise SettingError(f"`nudge` must be above 0, found {self.nudge} (1 means none)")
 

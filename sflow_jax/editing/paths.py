@@ -4,6 +4,7 @@ Axes: b batch (member 0 the source), s image tokens, c channels, t steps.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -132,4 +133,6 @@ def injection(method: Method, layers: tuple[int, ...], batch: int, of_model: int
     steps = slice(method.steps_of(method.inject_from), method.steps_of(method.until))
     if not layers or steps.start >= steps.stop:
         return control
+    if method.extended is not None:
+        return control.extending(layers, math.exp(method.extended), steps=steps)
     return control.injecting(layers, steps=steps, keys=method.keys, values=method.values)

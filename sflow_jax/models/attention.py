@@ -81,6 +81,37 @@ def block_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
     return mixed.reshape(batch, heads, -1, width)[:, :, :tokens].swapaxes(1, 2)
 
 
+def extended_attention(
+    query: Float[Array, "b l h k"],
+    key: Float[Array, "b l h k"],
+    value: Float[Array, "b l h k"],
+    source_key: Float[Array, "b s h k"],
+    source_value: Float[Array, "b s h k"],
+    weight: Float[Array, "b l"],
+) -> Float[Array, "b l h k"]:
+    """Attention to the own tokens and, beside them, to a source's: those count `weight` times (0 is not at all).
+
+    Written out for XLA on every platform: memory is quadratic in the tokens.
+    """
+    scaled = query * query.shape[-1] ** -0.5
+    own, beside = (
+        jnp.einsum("blhk,bmhk->bhlm", scaled, keys, preferred_element_type=jnp.float32)
+        for keys in (key, source_key)
+    )
+    share = weight.astype(jnp.float32)[:, None, :, None]
+    # Scores that do not count must not push the others below what can be computed with.
+    top = jnp.maximum(
+        own.max(axis=-1, keepdims=True), jnp.where(share > 0, beside.max(axis=-1, keepdims=True), -jnp.inf)
+    )
+    weights = jnp.exp(own - top), share * jnp.exp(jnp.minimum(beside - top, 0))
+    totals = sum(part.sum(axis=-1) for part in weights)
+    mixed = sum(
+        jnp.einsum("bhlm,bmhk->blhk", part.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        for part, values in zip(weights, (value, source_value))
+    )
+    return (mixed / totals.swapaxes(1, 2)[..., None]).astype(value.dtype)
+
+
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """cuDNN's flash attention (NVIDIA GPUs, 16-bit numbers); memory linear in the tokens."""
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")

@@ -290,11 +290,12 @@ class DoubleBlock(nnx.Module):
         key, value = inject_keys_values(
             call.shift_keys(own_key, layer.key_shift), own_value, layer, call.region, layout.members
         )
-        mixed = layout.attend(
+        mixed = layout.attend_beside(
             jnp.concatenate([text_query, query], axis=1),
             jnp.concatenate([text_key, key], axis=1),
             jnp.concatenate([text_value, value], axis=1),
-        )
+            words, layer.extend, call.region,
+        )  # fmt: skip
         mixed = scale_heads(mixed, layer.heads)
         attention, mlp = (layer.gate, layer.attention), (layer.gate, layer.mlp)
         text = self.text.add_attention(text, mixed[:, :words], scale_gate(text_attention.gate, *attention))
@@ -332,7 +333,8 @@ class SingleBlock(nnx.Module):
         normed = modulate(x, modulation.shift, modulation.scale, self.epsilon)
         query, own_key, own_value = self.attention.project(normed, angles)
         key, value = self._intervened(own_key, own_value, layer, call)
-        mixed = scale_heads(layout.attend(query, key, value), layer.heads, layer.attention)
+        mixed = layout.attend_beside(query, key, value, words, layer.extend, call.region)
+        mixed = scale_heads(mixed, layer.heads, layer.attention)
         hidden = scale_tokens(jax.nn.gelu(self.mlp_in(normed), approximate=True), layer.mlp)
         # Added before the bias, so that devices that share the products add up once.
         update = self._biased(self.attention.out.product(mixed) + self.mlp_out(hidden), layer)

@@ -15,7 +15,7 @@ from sflow_jax.arrays import AnyArray, Leaf
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["gate", "inject", "attention", "mlp", "text", "heads", "key_shift"],
+    data_fields=["gate", "inject", "attention", "mlp", "text", "heads", "key_shift", "extend"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class LayerInterventions:
     gate: scale of the layer's whole update; 0 bypasses it. inject: [2], how far keys and values move to those of
     the group's source, 0…1. attention, mlp: scale of that part of the update alone. text: scale of the text stream
     that enters the layer. heads: [h], scale of each head's output. key_shift: [2], rows and columns of tokens by
-    which the rotary positions of the image's keys are moved.
+    which the rotary positions of the image's keys are moved. extend: how much the image tokens of the group's
+    source count beside the own ones in attention, 0 and up; where it is given, attention is XLA's.
     """
 
     gate: Leaf | None = None
@@ -35,6 +36,7 @@ class LayerInterventions:
     text: Leaf | None = None
     heads: Leaf | None = None
     key_shift: Leaf | None = None
+    extend: Leaf | None = None
 
     def per_layer(self) -> "LayerInterventions":
         """[b, n, …] → [n, b, …], as a scan over layers takes it."""

@@ -4,10 +4,12 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
-from sflow_jax.models.attention import joint_attention
+from sflow_jax.arrays import AnyArray
+from sflow_jax.models.attention import extended_attention, joint_attention
 from sflow_jax.settings import AUTOMATIC
 
 # What a layer can hand out, over image tokens but for `text`: keys and values as the layer computes them (before
@@ -40,6 +42,29 @@ class Layout:
     ) -> Float[Array, "b l h k"]:
         """Joint attention of text and image tokens."""
         return joint_attention(query, key, value, kernel=self.kernel, sharding=self.sharding)
+
+    def attend_beside(
+        self,
+        query: Float[Array, "b l h k"],
+        key: Float[Array, "b l h k"],
+        value: Float[Array, "b l h k"],
+        words: int,
+        weight: Float[AnyArray, " b"] | None,
+        region: Float[AnyArray, "b s"] | None,
+    ) -> Float[Array, "b l h k"]:
+        """Joint attention that also sees the image tokens of the group's source, `weight` times as much; None: not.
+
+        words: text tokens, which come first. region: share of the weight that each image token's query takes.
+        """
+        if weight is None or self.members == 1:
+            return self.attend(query, key, value)
+        sources = (x[:, words:].reshape(-1, self.members, *x[:, words:].shape[1:])[:, :1] for x in (key, value))
+        source_key, source_value = (jnp.repeat(x, self.members, axis=1).reshape(-1, *x.shape[2:]) for x in sources)
+        # The source itself sees its own tokens once.
+        share = jnp.where(jnp.arange(len(query)) % self.members == 0, 0.0, weight)[:, None]
+        image = share * (jnp.ones(source_key.shape[:2]) if region is None else region)
+        shares = jnp.concatenate([jnp.broadcast_to(share, (len(query), words)), image], axis=1)
+        return extended_attention(query, key, value, source_key, source_value, shares)
 
     def captured(self, **values: jax.Array) -> dict[str, jax.Array]:
         """Of what a layer has, what was asked for."""

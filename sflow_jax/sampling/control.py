@@ -64,8 +64,9 @@ class LayerControl:
     Begin with `none`, then say what is wanted: `LayerControl.none(15, 4, 57).injecting([0, 1])`. The rest is None
     until it is asked for, float32: keys, values: how far the injected ones move to the source's, 0…1. attention,
     mlp: scale of that part's update. text: scale of the text stream entering the layer. heads: scale of each head's
-    output. key_shift: rows and columns by which image keys are moved. region: share of the injection that each
-    image token takes, 0…1, at every step.
+    output. key_shift: rows and columns by which image keys are moved. extend: how much the source's image tokens
+    count in attention beside the own ones. region: share of the injection that each image token takes, 0…1, at
+    every step.
     """
 
     inject: Bool[np.ndarray, "t b n"]
@@ -77,6 +78,7 @@ class LayerControl:
     text: Float[np.ndarray, "t b n"] | None = None
     heads: Float[np.ndarray, "t b n h"] | None = None
     key_shift: Float[np.ndarray, "t b n 2"] | None = None
+    extend: Float[np.ndarray, "t b n"] | None = None
     region: Float[np.ndarray, "b s"] | None = None
 
     @property
@@ -114,6 +116,29 @@ class LayerControl:
         return dataclasses.replace(
             changed, keys=self._set(self.keys, where, keys), values=self._set(self.values, where, values)
         )
+
+    def weakened(self, shares: Sequence[float]) -> "LayerControl":
+        """Only a share of all injection and extension, one a batch element, 0…1."""
+        share = np.float32(shares)[None, :, None]
+        whole = np.ones(self.inject.shape, np.float32)
+        names = ("keys", "values") if self.extend is None else ("keys", "values", "extend")
+        before = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(self, **{n: share * (whole if x is None else x) for n, x in before.items()})
+
+    def extending(
+        self,
+        layers: Iterable[int],
+        weight: float,
+        *,
+        steps: Sequence[int] | slice = slice(None),
+        elements: Sequence[int] | None = None,
+    ) -> "LayerControl":
+        """Let image and text tokens see the source's image tokens beside the own ones, `weight` times as much."""
+        if not 0 <= weight < np.inf:
+            raise SettingError(f"the `weight` of the source's tokens must be at least 0, found {weight:g}")
+        where = self._where(layers, steps, elements)
+        before = np.zeros(self.inject.shape, np.float32) if self.extend is None else self.extend
+        return dataclasses.replace(self, extend=np.where(where, np.float32(weight), before))
 
     def bypassing(
         self,
@@ -194,7 +219,7 @@ class LayerControl:
         """One step's arrays, as a transformer takes them."""
         strengths = [1.0 if scale is None else scale[step] for scale in (self.keys, self.values)]
         inject = np.stack([self.inject[step] * np.float32(strength) for strength in strengths], axis=-1)
-        others = ("attention", "mlp", "text", "heads", "key_shift")
+        others = ("attention", "mlp", "text", "heads", "key_shift", "extend")
         return Interventions(
             LayerInterventions(
                 gate=(~self.bypass[step]).astype(np.float32),

@@ -1,0 +1,78 @@
+"""Options that say what is edited: a prompt to paint, a photo, its inversion, or an earlier edit."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sflow_jax.commands.options import options
+from sflow_jax.errors import SettingError
+from sflow_jax.pictures.files import open_picture
+from sflow_jax.results import Inversion, Turn
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenSource:
+    """What is edited, its files read. prompt: what it shows. given: what was asked for, as results record it."""
+
+    prompt: str
+    photo: Any
+    stored: Inversion | None
+    turn: Turn | None
+    given: dict[str, Any]
+
+    @property
+    def painted(self) -> bool:
+        """Whether the model paints it."""
+        return self.photo is None and self.stored is None and self.turn is None
+
+    def of_edit(self) -> dict[str, Any]:
+        """As `StableFlow.edit` takes it."""
+        latents = None if self.turn is None else self.turn.latents[0]
+        return {"image": self.photo, "inversion": self.stored, "latents": latents}
+
+    def sized(self, settings: Any) -> Any:
+        """Settings with an earlier edit's size."""
+        if self.turn is None:
+            return settings
+        sizes = {name: getattr(settings, name) or getattr(self.turn, name) for name in ("height", "width")}
+        return dataclasses.replace(settings, **sizes)
+
+
+def source_options(command: Callable) -> Callable:
+    """The source's options, given to the command as one `ChosenSource`; bad files cost no model's loading."""
+
+    @functools.wraps(command)
+    def run(*, prompt, image, inversion, before, pick, **values):
+        if image and inversion:
+            raise SettingError("give `image` or `inversion`, not both")
+        stored = None if inversion is None else Inversion.load(inversion)
+        turn = None if before is None else _picked(before, pick, image or inversion)
+        if prompt is None and turn is None:
+            raise SettingError("`prompt` is missing: say what the source shows")
+        prompt = turn.prompts[0] if prompt is None else prompt
+        photo = None if image is None else open_picture(image)
+        given = {"prompt": prompt, "image": image, "inversion": inversion, "continue": before}
+        return command(source=ChosenSource(prompt, photo, stored, turn, given), **values)
+
+    return options(
+        click.option("--prompt", "-p", help="The source: what it shows, or what to paint."),
+        click.option("--image", help="A photo to edit; without it, the source is generated."),
+        click.option("--inversion", help="Folder of `sflow invert`, instead of --image."),
+        click.option("--continue", "before", help="An edit.json: its edit is the source now, and its --prompt."),
+        click.option(
+            "--pick", type=int, default=1, show_default=True, help="Of --continue: which edit; 0: source."
+        ),
+    )(run)
+
+
+def _picked(path: str, row: int, other: str | None) -> Turn:
+    """One picture of an earlier edit, as the next source."""
+    if other is not None:
+        raise SettingError("give `continue`, or `image` or `inversion`, not both")
+    turn = Turn.load(path)
+    if not 0 <= row < len(turn.prompts):
+        raise SettingError(f"`pick` must be from 0 to {len(turn.prompts) - 1}, the edits of {path}, found {row}")
+    return dataclasses.replace(turn, latents=turn.latents[row : row + 1], prompts=turn.prompts[row : row + 1])
