@@ -41,6 +41,7 @@ from sflow_jax.models.modulation import (
     SINUSOID_SCALE,
     SINUSOID_WIDTH,
     Embedder,
+    Modulation,
     Numbers,
     QueryKeyValue,
     modulate,
