@@ -92,12 +92,14 @@ class Piece:
 
     source: its name, with {block} where the parameter's leading axis counts blocks.
     part: which elements of the source, None for all. index: which of the parameter's, after the block axis.
+    first: the source's number of the parameter's first block.
     """
 
     source: str
     transform: Transform
     part: tuple[slice, ...] | None = None
     index: tuple[int | slice, ...] = ()
+    first: int = 0
 
 
 Table = Mapping[str, tuple[Piece, ...]]
@@ -134,7 +136,7 @@ def plan_reads(table: Table, targets: Mapping[str, Shape]) -> list[Read]:
                 index = piece.index if block is None else (block, *piece.index)
                 reads.append(
                     Read(
-                        source=piece.source.replace(BLOCK, str(block)),
+                        source=piece.source.replace(BLOCK, str(piece.first + (block or 0))),
                         part=piece.part,
                         target=target,
                         index=index,

@@ -125,6 +125,8 @@ def check_tokenizers(source: Source) -> None:
     A tokenizer whose name is a network's must have no more tokens than that network has embeddings.
     """
     for name, place in source.family.tokenizers.items():
+        if name not in source.networks:
+            continue
         folder = source.tokenizers[place]
         try:
             tokenizer = load_tokenizer(folder)

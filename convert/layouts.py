@@ -1,4 +1,4 @@
-"""The published layouts of a FLUX checkpoint, read into one description.
+"""The published layouts of a checkpoint, recognised and read into one description; those of FLUX.1 here.
 
 - diffusers: `transformer/`, `vae/`, `text_encoder/`, `text_encoder_2/`, `tokenizer/`, `tokenizer_2/`,
   `scheduler/`; also as the hub's cache has it, above `snapshots/`.
@@ -8,14 +8,23 @@
   folders of tokenizers beside it.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sflow_convert import autoencoder, flux, text_encoders
-from sflow_convert.engine import ConversionError, Table
+from sflow_convert import flux, sd3_layouts, text_encoders
+from sflow_convert.engine import ConversionError
+from sflow_convert.parts import (
+    PUBLISHED_PICTURE_SIZE,
+    Network,
+    Places,
+    Source,
+    autoencoder_of,
+    open_autoencoder,
+    rename_clip,
+    tied,
+    tokenizers,
+)
 from sflow_convert.sources import (
     INCOMPLETE,
     Tensors,
@@ -25,16 +34,13 @@ from sflow_convert.sources import (
     read_config,
 )
 
-from sflow_jax.families.family import Family
 from sflow_jax.families.flux1 import DEV_SCHEDULER, FLUX1, SCHNELL_SCHEDULER
-from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig, picture_size
+from sflow_jax.models.autoencoder import picture_size
 from sflow_jax.models.clip import ClipText, ClipTextConfig
 from sflow_jax.models.flux1 import Flux, FluxConfig
 from sflow_jax.models.t5 import T5Config, T5Encoder
 from sflow_jax.storage.files import read_json
 
-PUBLISHED_PICTURE_SIZE = 1024
-SHARED, TIED = "shared.weight", "encoder.embed_tokens.weight"
 # Names of the two models, for those that cannot be told apart by what they are.
 MODELS = {"flux-dev": "dev", "flux-schnell": "schnell"}
 # What stands before the names of a single file's transformer, autoencoder and text encoders.
@@ -43,51 +49,6 @@ AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.")
 TEXT_PREFIXES = {"clip": "text_encoders.clip_l.transformer.", "t5": "text_encoders.t5xxl.transformer."}
 # Input channels of single files of other models of the family.
 OTHER_MODELS = {384: "FLUX.1 Fill", 128: "FLUX.1 Canny, Depth or another with a control picture"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One network of the source: what builds it, its config in our terms, its table, its tensors."""
-
-    build: type
-    config: Any
-    table: Table
-    tensors: Tensors
-
-    def __post_init__(self) -> None:
-        check_kind(self.tensors)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Everything that a conversion needs."""
-
-    family: Family
-    variant: str
-    networks: dict[str, Network]
-    scheduler: dict[str, Any]
-    picture_size: int
-    tokenizers: dict[str, Path]
-
-    def __post_init__(self) -> None:
-        try:
-            self.family.schedule(self.scheduler)
-        except ValueError as error:
-            raise ConversionError(f"scheduler_config.json: {error}") from error
-
-    @property
-    def configs(self) -> dict[str, Any]:
-        """Network name → its config."""
-        return {name: network.config for name, network in self.networks.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """Where parts of a source lie that are not in it. model: which one it is, where that cannot be seen."""
-
-    text_encoders: Path | None = None
-    autoencoder: Path | None = None
-    model: str | None = None
 
 
 def open_source(source: Path, places: Places | Path | None = None) -> Source:
@@ -101,9 +62,11 @@ def open_source(source: Path, places: Places | Path | None = None) -> Source:
     for path in (source, places.text_encoders, places.autoencoder):
         if path is not None and not path.exists():
             raise ConversionError(f"no source at {path}")
+    source = source if source.is_file() else snapshot(source)
+    if sd3_layouts.recognises(source):
+        return sd3_layouts.open_sd3(source, places)
     if source.is_file():
         return open_single_files(source, places)
-    source = snapshot(source)
     if (source / "transformer").is_dir():
         return open_diffusers(source, places)
     singles = sorted(source.glob("flux1-*.safetensors"))
@@ -222,26 +185,6 @@ def _inner_autoencoder(everything: Tensors, file: Path, places: Places) -> Netwo
     return open_autoencoder(places.autoencoder or file.parent / "ae.safetensors")
 
 
-def open_autoencoder(place: Path) -> Network:
-    """A folder of diffusers, or a single file with its names or Black Forest Labs'."""
-    if place.is_file() or place.suffix == ".safetensors":
-        return autoencoder_of(open_files([place]))
-    config = read_config(place / "config.json", AutoencoderConfig.from_hf)
-    return Network(Autoencoder, config, autoencoder.diffusers_table(config), open_files(find_files(place)))
-
-
-def autoencoder_of(tensors: Tensors) -> Network:
-    """One whose sizes are those of its tensors."""
-    diffusers = any(name.startswith("encoder.down_blocks.") for name in tensors.files)
-    try:
-        config = autoencoder.config_from_single_file(tensors.shapes, diffusers=diffusers)
-    except (KeyError, ValueError, IndexError) as error:
-        where = tensors.paths[0] if tensors.paths else "the file"
-        raise ConversionError(f"{where} does not hold FLUX's autoencoder: no tensor {error}") from error
-    table = autoencoder.diffusers_table if diffusers else autoencoder.single_file_table
-    return Network(Autoencoder, config, table(config), tensors)
-
-
 def _inner_text_encoders(everything: Tensors) -> dict[str, Network] | None:
     """Both text encoders of a file that has all in one, at their published sizes; None where it has none."""
     clip, t5 = (everything.below(prefix) for prefix in TEXT_PREFIXES.values())
@@ -256,30 +199,6 @@ def _inner_text_encoders(everything: Tensors) -> dict[str, Network] | None:
     }
 
 
-def rename_clip(name: str) -> str | None:
-    """transformers writes CLIP text weights with and without a prefix; position ids are not weights."""
-    name = name if name.startswith("text_model.") else f"text_model.{name}"
-    return None if name == "text_model.embeddings.position_ids" else name
-
-
-def rename_t5(name: str) -> str | None:
-    """T5 files may store the tied embedding a second time, under the encoder's name."""
-    return None if name == TIED else name
-
-
-def tied(tensors: Tensors) -> Tensors:
-    """T5's tensors with the embedding once; ConversionError where two copies of it differ."""
-    if SHARED not in tensors.files:
-        return tensors.only(lambda name: SHARED if name == TIED else name)
-    if TIED in tensors.files:
-        first, second = (tensors.read(name, None) for name in (SHARED, TIED))
-        if not np.array_equal(first, second):
-            raise ConversionError(
-                f"{TIED} differs from {SHARED} in {tensors.files[SHARED].parent}: this is no T5 of FLUX"
-            )
-    return tensors.only(rename_t5)
-
-
 def open_text_encoders(folder: Path) -> dict[str, Network]:
     """CLIP from `text_encoder/`, T5 from `text_encoder_2/`."""
     clip_folder, t5_folder = folder / "text_encoder", folder / "text_encoder_2"
@@ -290,12 +209,3 @@ def open_text_encoders(folder: Path) -> dict[str, Network]:
         "clip": Network(ClipText, clip_config, text_encoders.clip_text_table(clip_config), clip),
         "t5": Network(T5Encoder, t5_config, text_encoders.t5_table(t5_config), t5),
     }
-
-
-def tokenizers(family: Family, folder: Path) -> dict[str, Path]:
-    """The family's tokenizer folders by name; ConversionError if one is missing."""
-    folders = {name: folder / name for name in family.tokenizers.values()}
-    for path in folders.values():
-        if not path.is_dir():
-            raise ConversionError(f"{path} is missing; the source is not a complete checkpoint")
-    return folders

@@ -50,8 +50,10 @@ def clip_block_rows(block: str) -> dict[str, tuple[Piece, ...]]:
 
 
 def clip_text_table(config: ClipTextConfig) -> Table:
-    """Names of a CLIP text folder (`text_encoder` of FLUX)."""
-    return clip_block_rows("text_model.encoder.layers.{block}") | {
+    """Names of a CLIP text folder (`text_encoder` of FLUX), with a projection where the config says so."""
+    projection = {"text_projection.kernel": (Piece("text_projection.weight", DENSE),)}
+    rows = clip_block_rows("text_model.encoder.layers.{block}") | (projection if config.projection else {})
+    return rows | {
         "token_embedding.embedding": (Piece("text_model.embeddings.token_embedding.weight", SAME),),
         "position_embedding.embedding": (Piece("text_model.embeddings.position_embedding.weight", SAME),),
         "final_norm.scale": (Piece("text_model.final_layer_norm.weight", VECTOR),),

@@ -78,7 +78,7 @@ def find_info(name: str) -> tuple[ModelInfo, int]:
         return published
     folder, info = find_model(name)
     try:
-        lengths = {key: text_tokens(folder / place) for key, place in info.family.tokenizers.items()}
+        lengths = {key: text_tokens(folder / place) for key, place in info.tokenizers.items()}
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return info, info.family.words(lengths)

@@ -82,10 +82,10 @@ class Painter:
         folder, info = find_model(checkpoint)
         # What can be wrong is looked for before anything large is read.
         check_networks(folder, info.configs)
-        tokenizers = {key: load_tokenizer(folder / place) for key, place in info.family.tokenizers.items()}
+        tokenizers = {key: load_tokenizer(folder / place) for key, place in info.tokenizers.items()}
         verify_small(folder)
         fetch = {}
-        for name, spec in info.family.networks.items():
+        for name, spec in info.networks.items():
             restore = functools.partial(load_network, folder, info, name, placement)
             # What waits elsewhere comes first, since moving it off the device again needs room there.
             fetch[name] = _fetched(restore, placement.text_encoder) if spec.may_wait else restore
@@ -165,7 +165,7 @@ class Painter:
         guidance is 1. inversion: what the only group's source replays. between: only these steps, first to before
         last, with `noise` the latents before the first.
         """
-        control.check(len(noise), canvas.tokens, self.info.configs["transformer"].heads)
+        self._check(control, len(noise), canvas)
         first, last = between or (0, control.steps)
         sigmas = self.schedule.sigmas(control.steps, canvas.tokens)
 
@@ -231,6 +231,7 @@ class Painter:
         steps: int,
         guidance: Float[np.ndarray, " 1"],
         negative: Conditioning | None = None,
+        control: LayerControl | None = None,
         solver: Solver = REFERENCE_INVERSION,
         noise: Float[AnyArray, "s c"] | None = None,
         settings: dict | None = None,
@@ -238,7 +239,8 @@ class Painter:
     ) -> Inversion:
         """A picture's path to noise, with all that exact replay needs.
 
-        noise: what the path first heads for, for solvers that do (`towards_noise`). settings: to be kept with it.
+        control: by default none. noise: what the path first heads for, for solvers that do (`towards_noise`).
+        settings: to be kept with it.
         """
         heading = None
         if solver.towards_noise:
@@ -246,7 +248,8 @@ class Painter:
                 raise SettingError(f"`solver` {solver.name} needs `noise`")
             heading = noise[None] - latents
         sigmas = self.schedule.sigmas(steps, canvas.tokens)
-        control = LayerControl.none(steps, 1, self.layers)
+        control = LayerControl.none(steps, 1, self.layers) if control is None else control
+        self._check(control, 1, canvas)
         solve = self._solve(canvas, conditioning, guidance, negative, groups=1)
         intervals = list(inversion_steps(sigmas, control, solve.blank, solver=solver))
         evaluated = np.array([interval[-1].sigma for interval in intervals], np.float32)
@@ -265,6 +268,14 @@ class Painter:
                 "checkpoint again (its weights may be damaged)"
             )
         return Inversion(trajectory, sigmas[::-1].copy(), settings or {}, at, evaluated)
+
+    def _check(self, control: LayerControl, batch: int, canvas: Canvas) -> None:
+        """SettingError for a control of other sizes, or of what the model's layers do not have."""
+        control.check(batch, canvas.tokens, self.info.configs["transformer"].heads)
+        if control.key_shift is not None and not self.family.rotary:
+            raise SettingError(f"keys of {self.info.title} have no rotary positions that could be shifted")
+        if control.attentions is not None:
+            self.info.check_branches(None, "one")
 
     def _solve(
         self,

@@ -12,11 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, checked_noise, edit_pictures, find_region
 from sflow_jax.editing.methods import AUTO_REGION, Method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe
-from sflow_jax.editing.sources import invert_picture, no_prompt
+from sflow_jax.editing.sources import invert_picture
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults
 from sflow_jax.families.text import TextEncoder
@@ -32,9 +33,11 @@ from sflow_jax.settings import (
     AUTOMATIC,
     EditSettings,
     GenerationSettings,
+    GuidedSettings,
     InversionSettings,
     Placement,
     SweepSettings,
+    check_prompts,
 )
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.find import find_vital_layers
@@ -158,34 +161,46 @@ class StableFlow:
         seed: int = GenerationSettings.seed,
         noise: Float[AnyArray, "s c"] | None = None,
         bypass: Layers = (),
+        negative: str | Sequence[str] | None = None,
+        skip_layers: Layers = (),
+        skip_scale: float = GuidedSettings.skip_scale,
+        skip_window: Sequence[int] | None = None,
         progress: bool | Progress = True,
     ) -> Generation:
         """Pictures of prompts, all from the same noise.
 
         guidance: one number, or one a prompt. noise: packed [s, c], replaces the seed. bypass: layers that every
-        step leaves out.
+        step leaves out. negative: what the second branch of classifier-free guidance shows, one text or one a
+        prompt, by default nothing; where all guidance is 1 there is no second branch. skip_layers, skip_scale,
+        skip_window: skip-layer guidance, see `LayerControl.skipping`.
         """
-        asked = GenerationSettings(steps=steps, guidance=guidance, seed=seed)
+        asked = GenerationSettings(
+            steps=steps, guidance=guidance, seed=seed, negative=negative, skip_layers=skip_layers,
+            skip_scale=skip_scale, skip_window=skip_window,
+        )  # fmt: skip
         canvas, layers = self.info.canvas(height, width), self.resolve_layers(bypass)
         start = checked_noise(self.painter, seed, noise, canvas)
+        batch, count = len(check_prompts(prompts)), steps or self.defaults.steps
+        branches = Branches.of(self.painter, batch, asked)
+        control = branches.on(LayerControl.none(count, batch, self.layers).bypassing(layers))
         conditioning = self.encode_prompts(prompts)
-        batch = len(conditioning)
         scale = _guidance(guidance, self.defaults.guidance, batch)
         settings = dataclasses.replace(
             asked,
-            steps=steps or self.defaults.steps,
+            steps=count,
             guidance=tuple(scale.tolist()) if np.ndim(guidance) else float(scale[0]),
             height=canvas.height,
             width=canvas.width,
             bypass=layers,
+            **branches.record(count),
         )
         latents = self.painter.denoise(
             np.repeat(start[None], batch, axis=0),
             conditioning,
-            LayerControl.none(settings.steps, batch, self.layers).bypassing(layers),
+            control,
             canvas,
             guidance=scale,
-            negative=no_prompt(self.painter, batch),
+            negative=branches.conditioning(self.painter),
             groups=batch,
             progress=as_progress(progress),
             what="generating",
@@ -205,6 +220,10 @@ class StableFlow:
         width: int | None = None,
         solver: str | None = None,
         seed: int = InversionSettings.seed,
+        negative: str | Sequence[str] | None = None,
+        skip_layers: Layers = (),
+        skip_scale: float = GuidedSettings.skip_scale,
+        skip_window: Sequence[int] | None = None,
         progress: bool | Progress = True,
     ) -> Inversion:
         """The noise that leads to a picture, and the way there (inverse Euler with latent nudging).
@@ -212,10 +231,11 @@ class StableFlow:
         prompt: what the picture shows. method: for edits by this method, whose settings hold where none are given;
         by default the reference's: 50 steps, guidance 1, nudge 1.15. nudge: the latents are multiplied by it first.
         solver: a name of `sampling.solvers.SOLVERS`. seed: of the noise that some solvers head for.
+        negative, skip_layers, skip_scale, skip_window: as of `generate`.
         """
         asked = InversionSettings(
             method=method, steps=steps, guidance=guidance, nudge=nudge, height=height, width=width, solver=solver,
-            seed=seed,
+            seed=seed, negative=negative, skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
         )  # fmt: skip
         return invert_picture(self.painter, image, prompt, asked, as_progress(progress))
 
@@ -242,6 +262,11 @@ class StableFlow:
         method_options: Mapping[str, Any] | None = None,
         height: int | None = None,
         width: int | None = None,
+        attentions: str = EditSettings.attentions,
+        negative: str | Sequence[str] | None = None,
+        skip_layers: Layers = (),
+        skip_scale: float = GuidedSettings.skip_scale,
+        skip_window: Sequence[int] | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
         """Edits of a generated picture, or of a real one (`image`, its `inversion`, or its clean `latents`).
@@ -255,12 +280,16 @@ class StableFlow:
         an array of tokens or pixels. paste: outside the region keep the photo's own pixels. unnudge: divide the
         latents by the nudge before decoding (the reference does not). replay: how a real source follows its
         inversion, see `sampling.steps.denoising_steps`. More edits than `edits_at_once` run in chunks beside the
-        same source. A stored inversion's size, steps and nudge hold.
+        same source. attentions: where a layer has a joint attention and one of the image alone, whether "both",
+        "joint" or "image" injects. negative, skip_layers, skip_scale, skip_window: as of `generate`, source first;
+        an `image` is inverted without skip-layer guidance. Every branch of an edit takes from the source's same
+        branch. A stored inversion's size, steps and nudge hold.
         """
         asked = EditSettings(
             method=method, layers=layers, steps=steps, guidance=guidance, seed=seed, nudge=nudge, unnudge=unnudge,
             replay=replay, region=region, paste=paste, edits_at_once=edits_at_once, method_options=method_options,
-            height=height, width=width,
+            height=height, width=width, attentions=attentions, negative=negative, skip_layers=skip_layers,
+            skip_scale=skip_scale, skip_window=skip_window,
         )  # fmt: skip
         request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents)
         return edit_pictures(self.painter, request, as_progress(progress))

@@ -17,6 +17,8 @@ KERNELS = ("xla", "blocks", "cudnn", "splash")
 QUANTISATIONS = ("int8", "fp8")
 TEXT_ENCODER_PLACES = ("device", "host", "disk")
 REPLAYS = ("aligned", "residual", "none")
+# In which of two attentions of a layer keys and values are injected; the first is the default.
+ATTENTIONS = ("both", "joint", "image")
 KEPT_PICTURES = ("thumbnails", "all", "none")
 # The paper's latent nudging.
 NUDGE = 1.15
@@ -37,15 +39,15 @@ def setting(
     default: Any,
     help: str,
     *,
-    kind: type = str,
+    kind: type | tuple[type, ...] = str,
     choices: tuple[str, ...] | None = None,
     flag: str | None = None,
     unset: str | None = None,
 ) -> Any:
     """A field whose command-line option, default and help are these.
 
-    kind: type of the option's value; bool makes a switch. choices: the only values. flag: the option's name, by
-    default the field's. unset: what a default of None stands for, in words.
+    kind: type of the option's value, or of its several; bool makes a switch. choices: the only values. flag: the
+    option's name, by default the field's. unset: what a default of None stands for, in words.
     """
     metadata = {"help": help, "kind": kind, "choices": choices, "flag": flag, "unset": unset}
     return dataclasses.field(default=default, metadata=metadata)
@@ -141,14 +143,46 @@ class PaintingSettings:
     def __post_init__(self) -> None:
         _check_kinds(self)
         _at_least("steps", self.steps, 1, MOST_STEPS)
-        for name, most in (("guidance", MOST_GUIDANCE), ("nudge", MOST_NUDGE), ("threshold", MOST_GUIDANCE)):
+        for name, most in (
+            ("guidance", MOST_GUIDANCE),
+            ("nudge", MOST_NUDGE),
+            ("threshold", MOST_GUIDANCE),
+            ("skip_scale", MOST_GUIDANCE),
+        ):
             _finite(name, getattr(self, name, None), most)
         if not 0 <= getattr(self, "seed", 0) < SEEDS:
             raise SettingError(f"`seed` must be a whole number from 0 to 2^64 - 1, found {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationSettings(PaintingSettings):
+class GuidedSettings(PaintingSettings):
+    """What generations, inversions and edits share: the branches beside the prompt's.
+
+    negative: one text, or one a row. skip_layers: those that skip-layer guidance leaves out. skip_window: its first
+    step, and the one behind its last.
+    """
+
+    negative: Any = setting(None, "What the second branch shows, of models that have one.", unset="nothing")
+    skip_layers: Any = setting("none", "Layers that skip-layer guidance leaves out, such as 7,8,9.")
+    skip_scale: float = setting(2.8, "Scale of skip-layer guidance.", kind=float)
+    skip_window: Any = setting(
+        None,
+        "Steps of skip-layer guidance: the first, and the one behind the last.",
+        kind=(int, int),
+        unset="the first fifth, but for the very first steps",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        window = self.skip_window
+        if window is not None and not (
+            isinstance(window, Sequence) and len(window) == 2 and all(isinstance(x, int) for x in window)
+        ):
+            raise SettingError(f"`skip_window` must be two whole numbers, first and end, found {window!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationSettings(GuidedSettings):
     """Of `generate`. guidance: one number, or one a prompt. bypass: layers that every step leaves out."""
 
     guidance: Any = setting(None, "Guidance scale.", kind=float, unset="the model's default")
@@ -157,7 +191,7 @@ class GenerationSettings(PaintingSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InversionSettings(PaintingSettings):
+class InversionSettings(GuidedSettings):
     """Of `invert`. solver: a name of `sampling.solvers.SOLVERS`. nudge: the latents are multiplied by it first.
 
     method: what is not set, is as this editing method inverts. seed: of the noise that some solvers head for.
@@ -180,13 +214,13 @@ class InversionSettings(PaintingSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EditSettings(PaintingSettings):
+class EditSettings(GuidedSettings):
     """Of `edit`. None is the method's.
 
     method: a name of `editing.methods.METHODS`, or a `Method`. layers: "vital", "all", "none", "late" or numbers.
     guidance: one number, or one a row, source first. region: "none", a preset of `editing.regions.REGIONS`, a mask
     picture's file, or from Python an array or a `RegionRecipe`. method_options: other numbers of the method by
-    name.
+    name. attentions: a name of `ATTENTIONS`; models whose layers have one attention know "both" alone.
     """
 
     method: Any = setting(None, "How to edit; see --list-methods.", unset="reference")
@@ -209,11 +243,15 @@ class EditSettings(PaintingSettings):
     )
     paste: bool = setting(False, "Outside the region keep the photo's own pixels.", kind=bool)
     edits_at_once: int = setting(3, "Edits in one batch; fewer need less memory.", kind=int)
+    attentions: str = setting(
+        ATTENTIONS[0], "Where layers with two attentions inject: both, joint or image.", choices=ATTENTIONS
+    )
     method_options: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("edits_at_once", self.edits_at_once, 1, MOST_PICTURES)
+        _one_of("attentions", self.attentions, ATTENTIONS)
         if self.replay is not None:
             _one_of("replay", self.replay, REPLAYS)
 

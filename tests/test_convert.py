@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from sflow_convert import autoencoder, flux, text_encoders
 from sflow_convert.engine import ConversionError, check, export, plan_reads, source_shapes
 from sflow_convert.job import convert
-from sflow_convert.layouts import open_source, rename_clip, rename_t5
+from sflow_convert.layouts import open_source
+from sflow_convert.parts import rename_clip, rename_t5
 
 from sflow_jax.families.flux1 import FLUX1, FLUX_DEV_CODE
 from sflow_jax.models.autoencoder import AutoencoderConfig

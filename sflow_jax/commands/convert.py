@@ -1,4 +1,4 @@
-"""`sflow-convert`: a published FLUX checkpoint, DINOv2 or CLIP → a folder that `sflow` reads."""
+"""`sflow-convert`: a published FLUX.1 or SD3 checkpoint, DINOv2 or CLIP → a folder that `sflow` reads."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 @click.option(
     "--text-encoders",
     type=click.Path(path_type=Path),
-    help="Folder of text_encoder, text_encoder_2, tokenizer and tokenizer_2, if not in SOURCE.",
+    help="Folder of the text encoders (text_encoder …) and tokenizers (tokenizer …), if not in SOURCE.",
 )
 @click.option(
     "--autoencoder",
@@ -49,12 +49,13 @@ def command(
     family: str | None,
     vital_layers: str | None,
 ) -> None:
-    """Convert a FLUX.1 checkpoint (dev, schnell, Krea) from SOURCE to DESTINATION.
+    """Convert a checkpoint of FLUX.1 (dev, schnell, Krea), SD3 or SD3.5 from SOURCE to DESTINATION.
 
-    SOURCE is a diffusers folder (also one of the hub's cache), or Black Forest Labs' flux1-*.safetensors
-    (or its folder) with ae.safetensors beside it, or one file with all networks. Or it is a Hugging Face folder of
-    DINOv2 or CLIP, with which pictures are compared. Only safetensors are read. DESTINATION is a new folder,
-    local or gs://.
+    SOURCE is a diffusers folder (also one of the hub's cache); or Black Forest Labs' flux1-*.safetensors
+    (or its folder) with ae.safetensors beside it; or Stability's sd3*.safetensors, with or without text encoders
+    in it; or one file with all networks. Tokenizers are always folders, beside a file or in --text-encoders.
+    Or SOURCE is a Hugging Face folder of DINOv2 or CLIP, with which pictures are compared. Only safetensors are
+    read. DESTINATION is a new folder, local or gs://.
     """
     from sflow_convert.features import convert_features, is_feature_folder, open_features
     from sflow_convert.job import convert

@@ -65,6 +65,10 @@ def reconstruct(
         steps=settings["steps"],
         guidance=settings["guidance"],
         noise=inversion.trajectory[-1],
+        negative=settings["negative"],
+        skip_layers=settings["skip_layers"],
+        skip_scale=settings["skip_scale"],
+        skip_window=settings["skip_window"],
         progress=reports,
         **size,
     )

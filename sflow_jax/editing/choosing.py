@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.edit import Request, choose_method, edit_pictures, find_region_of
 from sflow_jax.editing.editor import REGION_NOISES
 from sflow_jax.editing.regions import REGIONS, to_pixels
-from sflow_jax.editing.sources import no_prompt
 from sflow_jax.errors import SettingError
 from sflow_jax.measures.metrics import psnr
 from sflow_jax.painter import Painter
@@ -159,7 +159,8 @@ def likelihood_gains(
 
             painter.follow(
                 np.float32((1 - sigma) * latents + sigma * noise), conditioning, path, canvas, intervals=1,
-                guidance=np.ones(len(latents), np.float32), negative=no_prompt(painter, len(latents)), watch=watch,
+                guidance=np.ones(len(latents), np.float32), watch=watch,
+                negative=Branches.of(painter, len(latents)).conditioning(painter),
                 progress=lambda done, total, what: None,
             )  # fmt: skip
             total += np.square(velocities[0] - (noise - latents)).mean(axis=(1, 2))

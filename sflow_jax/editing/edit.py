@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.editor import Editor, Prompts, inversion_passes
 from sflow_jax.editing.methods import NO_REGION, PHOTO_METHOD, REFERENCE, Method, find_method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe, paste, read_region
@@ -19,7 +20,6 @@ from sflow_jax.editing.sources import (
     inversion_settings,
     invert_latents,
     model_settings,
-    no_prompt,
     painted_source,
     source_of_inversion,
 )
@@ -29,6 +29,8 @@ from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_unit
 from sflow_jax.progress import Progress
 from sflow_jax.results import Edit, Inversion
+from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.guidance import BRANCHES
 from sflow_jax.settings import EditSettings
 
 logger = logging.getLogger(__name__)
@@ -77,25 +79,26 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     asked = request.settings
     method = choose_method(painter, request)
     layers = painter.info.resolve_layers(method.layers)
-    scale = guidance_of(method, asked.guidance, request.batch)
+    scale, branches = guidance_of(method, asked.guidance, request.batch), Branches.of(painter, request.batch, asked)
+    branches.on(LayerControl.none(method.steps, 1, painter.layers))
     mask = _asked_region(request, method)
     canvas = painter.info.canvas(asked.height, asked.width)
     noise = checked_noise(painter, asked.seed, request.noise, canvas) if request.painted else None
     if method.path == "painted":
-        return _painted_together(painter, request, method, layers, scale, canvas, noise, progress)
+        return _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress)
     conditioning = painter.encode_prompts([request.source, *request.edits])
-    source, passes = _source(painter, request, method, conditioning, canvas, noise, progress)
+    source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress)
     if method.inverts:
         method = method.changed(steps=source.inversion.settings["steps"], nudge=source.nudge)
-    prompts = Prompts(conditioning, scale, no_prompt(painter, request.batch))
+    prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     editor = Editor(
         painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
-        progress, passes,
+        progress, passes, branches, asked.attentions,
     )  # fmt: skip
     regions = _regions(editor, mask, method)
     method = _locking(method, regions)
     latents = editor.edited(method, layers, regions, request.strengths)
-    return _result(painter, request, method, layers, scale, source, latents, regions, editor.passes)
+    return _result(painter, request, method, layers, scale, branches, source, latents, regions, editor.passes)
 
 
 def choose_method(painter: Painter, request: Request) -> Method:
@@ -191,9 +194,9 @@ def _locking(method: Method, regions: Any) -> Method:
     return method if regions is None or method.lock_until else method.changed(lock_until=LOCKED_UNTIL)
 
 
-def _source(painter, request, method, conditioning, canvas, noise, progress) -> tuple[Source, int]:
+def _source(painter, request, method, conditioning, branches, canvas, noise, progress) -> tuple[Source, int]:
     """What is edited, and the passes that its inversion took."""
-    asked = request.settings
+    asked, first = request.settings, branches.row(0)
     if request.inversion is not None:
         source = source_of_inversion(
             painter, request.inversion, request.source, method, asked.steps, asked.height, asked.width
@@ -209,7 +212,7 @@ def _source(painter, request, method, conditioning, canvas, noise, progress) -> 
             )  # fmt: skip
         return source, 0
     if request.painted:
-        source = painted_source(painter, conditioning.rows([0]), canvas, noise, progress)
+        source = painted_source(painter, conditioning.rows([0]), canvas, noise, progress, first)
     elif request.latents is not None:
         source = Source(canvas, checked_latents(painter, request.latents, canvas, "latents"))
     else:
@@ -217,27 +220,30 @@ def _source(painter, request, method, conditioning, canvas, noise, progress) -> 
     if not method.inverts:
         return source, 0
     wanted = inversion_settings(method)
+    # Skip-layer guidance is of what is painted: the way to noise is the model's own.
+    first = dataclasses.replace(first, layers=())
     inversion = invert_latents(
-        painter, source.picture, request.source, conditioning.rows([0]), canvas, wanted, asked.seed, progress
+        painter, source.picture, request.source, conditioning.rows([0]), canvas, wanted, asked.seed, progress, first
     )
-    branches = Prompts(conditioning, np.full(1, wanted["guidance"], np.float32), no_prompt(painter, 1)).branches
-    passes = inversion_passes(method.inversion, method.steps, branches)
+    count = BRANCHES if first.negative is not None and wanted["guidance"] != 1 else 1
+    passes = inversion_passes(method.inversion, method.steps, count)
     return dataclasses.replace(source, inversion=inversion), passes
 
 
-def _painted_together(painter, request, method, layers, scale, canvas, noise, progress) -> Edit:
+def _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress) -> Edit:
     """The source and its edits side by side from one noise (the reference's edits of generated pictures)."""
     conditioning = painter.encode_prompts([request.source, *request.edits])
-    prompts = Prompts(conditioning, scale, no_prompt(painter, request.batch))
+    prompts, asked = Prompts(conditioning, scale, branches.conditioning(painter)), request.settings
     editor = Editor(
-        painter, canvas, noise, prompts, None, request.settings.seed, request.settings.edits_at_once, progress
-    )
+        painter, canvas, noise, prompts, None, asked.seed, asked.edits_at_once, progress, branches=branches,
+        attentions=asked.attentions,
+    )  # fmt: skip
     latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))
-    return _result(painter, request, method, layers, scale, source, latents, None, editor.passes)
+    return _result(painter, request, method, layers, scale, branches, source, latents, None, editor.passes)
 
 
-def _result(painter, request, method, layers, scale, source, latents, regions, passes) -> Edit:
+def _result(painter, request, method, layers, scale, branches, source, latents, regions, passes) -> Edit:
     """What comes back, with every default filled in."""
     asked, canvas, nudge = request.settings, source.canvas, source.nudge if method.inverts else 1.0
     region = asked.region if isinstance(asked.region, str) else method.region if asked.region is None else "own"
@@ -252,6 +258,7 @@ def _result(painter, request, method, layers, scale, source, latents, regions, p
         nudge=nudge,
         replay=method.replay,
         region=region,
+        **branches.record(method.steps),
     )
     images = painter.decode(latents / nudge if asked.unnudge else latents, canvas)
     if asked.paste:
@@ -288,6 +295,6 @@ def find_region_of(
     """The same of clean latents, and the passes that it took."""
     method = find_method("coupled", model_settings(painter))
     scale = np.full(2, method.guidance if guidance is None else guidance, np.float32)
-    asked = Prompts(painter.encode_prompts(prompts), scale, no_prompt(painter, 2))
+    asked = Prompts(painter.encode_prompts(prompts), scale, Branches.of(painter, 2).conditioning(painter))
     editor = Editor(painter, canvas, picture, asked, None, seed, 1, progress)
     return editor.regions(recipe, method)[0], editor.passes

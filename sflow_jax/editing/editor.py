@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.methods import Method
 from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
 from sflow_jax.editing.regions import RegionRecipe, region_of_differences
@@ -26,6 +27,7 @@ from sflow_jax.sampling.guidance import BRANCHES
 from sflow_jax.sampling.solve import Reached
 from sflow_jax.sampling.solvers import Evaluation, find_solver
 from sflow_jax.sampling.steps import Blank, Step
+from sflow_jax.settings import ATTENTIONS
 
 # Noises of a region are numbered from here on, clear of those of the steps.
 REGION_NOISES = 1_000_000
@@ -74,7 +76,8 @@ class Editor:
     """Edits one source picture by methods. passes: rows that the transformer has seen so far.
 
     picture: clean latents [s, c]. prompts: of the source and the edits. inversion: the picture's, for methods that
-    follow one. seed: of every noise. at_once: edits in one batch.
+    follow one. seed: of every noise. at_once: edits in one batch. branches: whose skip-layer guidance edits have.
+    attentions: of two in a layer, those that inject.
     """
 
     painter: Painter
@@ -86,6 +89,8 @@ class Editor:
     at_once: int = 3
     progress: Progress = ignore
     passes: int = 0
+    branches: Branches = Branches(None)
+    attentions: str = ATTENTIONS[0]
 
     def noise(self, number: int) -> Float[np.ndarray, "s c"]:
         """One of the seed's many noises, the same for all rows."""
@@ -106,9 +111,10 @@ class Editor:
         start = Start(self.picture, self._path(method, sigmas), self.noise)
 
         def path_of(members: list[int], blank: Blank) -> Iterator[list[Step]]:
-            control = injection(method, layers, len(members), self.painter.layers)
+            control = injection(method, layers, len(members), self.painter.layers, self.attentions)
             if strengths is not None:
                 control = control.weakened([1.0 if row == 0 else strengths[row - 1] for row in members])
+            control = self.branches.on(control)
             locked = None
             if regions is not None:
                 flat = regions.reshape(len(regions), -1)
@@ -192,12 +198,14 @@ class Editor:
         """One batch along a path; counts its passes."""
         batches = self._batches()
         before = batches.index(members) * intervals
-        rows, evaluations = len(set(members)) * self.prompts.branches, 0
+        rows, evaluations = len(set(members)), 0
 
         def counted(blank: Blank) -> Iterator[list[Step]]:
             nonlocal evaluations
             for interval in path_of(members, blank):
-                evaluations += len(interval)
+                skips = (step.interventions.skip for step in interval)
+                evaluations += self.prompts.branches * len(interval)
+                evaluations += sum(skip is not None and bool(skip.scale) for skip in skips)
                 yield interval
 
         def shown(done: int, total: int, what: str) -> None:

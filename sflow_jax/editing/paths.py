@@ -16,6 +16,7 @@ from sflow_jax.editing.methods import Method
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solvers import Evaluation, find_solver
 from sflow_jax.sampling.steps import Blank, Path, Step, denoising_steps
+from sflow_jax.settings import ATTENTIONS
 
 # Number of a step → its noise [s, c].
 Noise = Callable[[int], Float[AnyArray, "s c"]]
@@ -127,12 +128,17 @@ def _weight(blank, locked, method, i) -> Float[np.ndarray, "b s 1"]:
     return blank.weight if locked is None or i >= method.steps_of(method.lock_until) else locked
 
 
-def injection(method: Method, layers: tuple[int, ...], batch: int, of_model: int) -> LayerControl:
-    """What a method does to which layer. layers: resolved. of_model: number of the model's layers."""
+def injection(
+    method: Method, layers: tuple[int, ...], batch: int, of_model: int, attentions: str = ATTENTIONS[0]
+) -> LayerControl:
+    """What a method does to which layer. layers: resolved. of_model: number of the model's layers.
+
+    attentions: of two in a layer, those that inject.
+    """
     control = LayerControl.none(method.steps, batch, of_model)
     steps = slice(method.steps_of(method.inject_from), method.steps_of(method.until))
     if not layers or steps.start >= steps.stop:
         return control
     if method.extended is not None:
         return control.extending(layers, math.exp(method.extended), steps=steps)
-    return control.injecting(layers, steps=steps, keys=method.keys, values=method.values)
+    return control.injecting(layers, steps=steps, keys=method.keys, values=method.values, attentions=attentions)

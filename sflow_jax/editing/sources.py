@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.methods import Method, find_method
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.meshes import on_this_host
@@ -73,10 +74,19 @@ def invert_picture(
         name: value if getattr(asked, name) is None else getattr(asked, name) for name, value in defaults.items()
     }
     find_solver(wanted["solver"])
+    branches = Branches.of(painter, 1, asked)
     canvas = painter.info.canvas(asked.height, asked.width)
     conditioning = painter.encode_prompts([prompt])
     return invert_latents(
-        painter, encoded(painter, image, canvas), prompt, conditioning, canvas, wanted, asked.seed, progress
+        painter,
+        encoded(painter, image, canvas),
+        prompt,
+        conditioning,
+        canvas,
+        wanted,
+        asked.seed,
+        progress,
+        branches,
     )
 
 
@@ -104,9 +114,10 @@ def invert_latents(
     wanted: dict[str, Any],
     seed: int,
     progress: Progress,
+    branches: Branches | None = None,
 ) -> Inversion:
     """The path to noise of clean latents. wanted: steps, guidance, nudge and solver."""
-    solver = find_solver(wanted["solver"])
+    solver, branches = find_solver(wanted["solver"]), branches or Branches.of(painter, 1)
     settings = {
         "prompt": prompt,
         "steps": wanted["steps"],
@@ -115,6 +126,7 @@ def invert_latents(
         "height": canvas.height,
         "width": canvas.width,
         "solver": solver.name,
+        **branches.record(wanted["steps"]),
     }
     return painter.invert(
         picture[None] * np.float32(wanted["nudge"]),
@@ -122,7 +134,8 @@ def invert_latents(
         canvas,
         steps=wanted["steps"],
         guidance=np.full(1, wanted["guidance"], np.float32),
-        negative=no_prompt(painter, 1),
+        negative=branches.conditioning(painter),
+        control=branches.on(LayerControl.none(wanted["steps"], 1, painter.layers)),
         solver=solver,
         noise=draw_noise(seed, *picture.shape) if solver.towards_noise else None,
         settings=settings,
@@ -157,22 +170,22 @@ def source_of_inversion(
 
 
 def painted_source(
-    painter: Painter, conditioning: Conditioning, canvas: Canvas, noise: Float[AnyArray, "s c"], progress: Progress
+    painter: Painter,
+    conditioning: Conditioning,
+    canvas: Canvas,
+    noise: Float[AnyArray, "s c"],
+    progress: Progress,
+    branches: Branches,
 ) -> Source:
-    """A picture of the source prompt, as edits of generated pictures have it. conditioning: one row."""
+    """A picture of the source prompt, as edits of generated pictures have it. conditioning, branches: one row."""
     latents = painter.denoise(
         np.asarray(noise)[None],
         conditioning,
-        LayerControl.none(painter.defaults.edit_steps, 1, painter.layers),
+        branches.on(LayerControl.none(painter.defaults.edit_steps, 1, painter.layers)),
         canvas,
         guidance=np.full(1, painter.defaults.guidance, np.float32),
-        negative=no_prompt(painter, 1),
+        negative=branches.conditioning(painter),
         progress=progress,
         what="painting the source",
     )
     return Source(canvas, np.asarray(latents)[0])
-
-
-def no_prompt(painter: Painter, batch: int) -> Conditioning | None:
-    """The branch without a prompt, for families whose guidance has one."""
-    return painter.encode_prompts([""] * batch) if painter.family.guidance == "branches" else None

@@ -25,7 +25,7 @@ class NetworkSpec:
 
     build, config: its module and that module's config. large: most of the weights, so split over a mesh's heads and
     put in eight bits on request. streamed: its blocks may wait in host memory. may_wait: it is used only now and
-    then, and may be elsewhere in between.
+    then, and may be elsewhere in between. optional: a checkpoint may be without it.
     """
 
     build: Callable[..., nnx.Module]
@@ -33,6 +33,7 @@ class NetworkSpec:
     large: bool = False
     streamed: bool = False
     may_wait: bool = False
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Family(abc.ABC):
     """All that makes one family of models different from another; stateless, one instance a family.
 
     name: in checkpoints. networks: name → what it is; "transformer" and "autoencoder" are always there. tokenizers:
-    name → folder. published: name → model. Methods get the configs of a checkpoint's networks.
+    network → folder. published: name → model. rotary: whether keys have rotary positions, which may be shifted.
+    Methods get the configs of a checkpoint's networks.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,7 @@ class Family(abc.ABC):
     tokenizers: ClassVar[Mapping[str, str]]
     published: ClassVar[Mapping[str, Published]] = {}
     guidance: ClassVar[Literal["input", "branches", "none"]]
+    rotary: ClassVar[bool] = True
 
     @abc.abstractmethod
     def title(self, variant: str) -> str:
@@ -109,7 +112,10 @@ class Family(abc.ABC):
     def text_encoder(
         self, networks: Mapping[str, Callable[[], nnx.Module]], tokenizers: Mapping[str, Any]
     ) -> TextEncoder:
-        """What makes conditioning of prompts. networks: name → fetches it to where it computes."""
+        """What makes conditioning of prompts. networks: name → fetches it to where it computes.
+
+        Of networks that a checkpoint is without, and of their tokenizers, there is none.
+        """
 
     @abc.abstractmethod
     def words(self, tokenizer_lengths: Mapping[str, int]) -> int:
@@ -150,6 +156,14 @@ class Family(abc.ABC):
     def method_settings(self, configs: Configs) -> Mapping[str, Mapping[str, Any]]:
         """Editing method → settings that a model of these sizes wants otherwise than `editing.methods.METHODS`."""
         return {}
+
+    def own_attentions(self, configs: Configs) -> int:
+        """How many layers also have an attention of the image alone, with keys and values of its own."""
+        return 0
+
+    def most_tokens(self, configs: Configs) -> int | None:
+        """Tokens along the longest side of a picture; None where there is no limit."""
+        return None
 
     def layers(self, configs: Configs) -> int:
         """Number of layers of all kinds."""

@@ -2,8 +2,9 @@
 
 from sflow_jax.families.family import Family, Published
 from sflow_jax.families.flux1 import FLUX1
+from sflow_jax.families.sd3 import SD3
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (FLUX1,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (FLUX1, SD3)}
 
 
 def published_models() -> dict[str, tuple[Family, Published]]:

@@ -1,4 +1,4 @@
-"""The FLUX variational autoencoder: pictures ↔ latents, 8× smaller, 16 channels.
+"""The variational autoencoder of FLUX.1 and SD3: pictures ↔ latents, 8× smaller, 16 channels.
 
 Axes: b batch, y rows, x columns, c channels. Pictures are NHWC in −1..1.
 """
@@ -47,7 +47,7 @@ class DiffusersConfig(msgspec.Struct, frozen=True):
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """Sizes of an autoencoder; the defaults are FLUX.1's (83,819,683 parameters)."""
+    """Sizes of an autoencoder; the defaults are FLUX.1's (83,819,683 parameters, as SD3's)."""
 
     picture_channels: Literal[3] = 3
     latent_channels: Size = 16
@@ -70,6 +70,11 @@ class AutoencoderConfig:
     def flux(cls) -> "AutoencoderConfig":
         """The autoencoder of every FLUX.1 model."""
         return cls()
+
+    @classmethod
+    def sd3(cls) -> "AutoencoderConfig":
+        """The autoencoder of every SD3 and SD3.5 model: other weights, other scaling."""
+        return cls(scaling_factor=1.5305, shift_factor=0.0609)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "AutoencoderConfig":

@@ -5,6 +5,7 @@ Axes: b batch, s image tokens, w text tokens, l joint tokens, h heads, k head di
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from sflow_jax.arrays import AnyArray, Leaf
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["gate", "inject", "attention", "mlp", "text", "heads", "key_shift", "extend"],
+    data_fields=["gate", "inject", "own_inject", "attention", "mlp", "text", "heads", "key_shift", "extend"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class LayerInterventions:
     """Arrays for one layer [b, …], or for all [b, n, …] or [n, b, …]; float32.
 
     gate: scale of the layer's whole update; 0 bypasses it. inject: [2], how far keys and values move to those of
-    the group's source, 0…1. attention, mlp: scale of that part of the update alone. text: scale of the text stream
+    the group's source, 0…1. own_inject: [2], the same in the image's own attention, where a layer has one; None is
+    as `inject`. attention, mlp: scale of that part of the update alone. text: scale of the text stream
     that enters the layer. heads: [h], scale of each head's output. key_shift: [2], rows and columns of tokens by
     which the rotary positions of the image's keys are moved. extend: how much the image tokens of the group's
     source count beside the own ones in attention, 0 and up; where it is given, attention is XLA's.
@@ -31,12 +33,17 @@ class LayerInterventions:
 
     gate: Leaf | None = None
     inject: Leaf | None = None
+    own_inject: Leaf | None = None
     attention: Leaf | None = None
     mlp: Leaf | None = None
     text: Leaf | None = None
     heads: Leaf | None = None
     key_shift: Leaf | None = None
     extend: Leaf | None = None
+
+    def of_own_attention(self) -> "LayerInterventions":
+        """As the image's own attention takes them."""
+        return self if self.own_inject is None else dataclasses.replace(self, inject=self.own_inject)
 
     def per_layer(self) -> "LayerInterventions":
         """[b, n, …] → [n, b, …], as a scan over layers takes it."""
@@ -47,13 +54,24 @@ class LayerInterventions:
         return jax.tree.map(lambda leaf: leaf[first:last], self)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "region"], meta_fields=[])
+class Skip(NamedTuple):
+    """Skip-layer guidance. gate: [n], 0 in the layers left out. scale: 0 is none."""
+
+    gate: Leaf
+    scale: Leaf
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "region", "skip"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Interventions:
-    """What is done in one step. layers: [b, n, …]. region: [b, s], share of the injection that a token takes."""
+    """What is done in one step. layers: [b, n, …]. region: [b, s], share of the injection that a token takes.
+
+    skip: what the step does beside, which no network sees.
+    """
 
     layers: LayerInterventions = LayerInterventions()
     region: Leaf | None = None
+    skip: Skip | None = None
 
 
 NOTHING = Interventions()

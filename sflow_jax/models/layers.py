@@ -14,6 +14,10 @@ from jaxtyping import Array, Float
 FP8 = jnp.float8_e4m3fn
 
 
+class Buffer(nnx.Variable):
+    """Numbers that are stored with a network's parameters but are none: nothing learned them."""
+
+
 def check_heads(width: int, heads: int) -> None:
     """ValueError unless the heads split the width."""
     if width % heads:
@@ -225,5 +229,5 @@ def with_parameters(module: nnx.Module, values: Mapping[str, Any]) -> nnx.Module
 
 
 def parameter_count(module: nnx.Module) -> int:
-    """How many numbers the parameters hold; works on an abstract module too."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(module))
+    """How many numbers the parameters hold, without buffers; works on an abstract module too."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

@@ -55,7 +55,7 @@ def propose_mesh(
     where many pictures should: split a model only as far as it must be to fit, and pictures over the rest.
     Raises SettingError where the weights do not fit.
     """
-    heads = [info.configs[name].heads for name, spec in info.family.networks.items() if spec.large]
+    heads = [info.configs[name].heads for name, spec in info.networks.items() if spec.large]
     needed = {}
     for size in range(1, devices + 1):
         if devices % size == 0 and all(count % size == 0 for count in heads):

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sflow_jax.errors import SettingError
-from sflow_jax.models.interventions import Interventions, LayerInterventions
+from sflow_jax.models.interventions import Interventions, LayerInterventions, Skip
+from sflow_jax.settings import ATTENTIONS
 
 NAMED_LAYERS = ("vital", "all", "none", "late")
 LAYERS_FORM = "vital, all, none, late, or numbers and ranges such as 0,1,17-18"
@@ -56,6 +57,12 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
+def default_window(steps: int) -> tuple[int, int]:
+    """The steps i of 0.01 N < i < 0.2 N, as Stability's SD3.5 and diffusers have it."""
+    inside = [step for step in range(steps) if 0.01 * steps < step < 0.2 * steps]
+    return (inside[0], inside[-1] + 1) if inside else (1, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerControl:
     """Two masks over steps, batch elements and layers, and what else may be done to a layer.
@@ -65,8 +72,9 @@ class LayerControl:
     until it is asked for, float32: keys, values: how far the injected ones move to the source's, 0…1. attention,
     mlp: scale of that part's update. text: scale of the text stream entering the layer. heads: scale of each head's
     output. key_shift: rows and columns by which image keys are moved. extend: how much the source's image tokens
-    count in attention beside the own ones. region: share of the injection that each image token takes, 0…1, at
-    every step.
+    count in attention beside the own ones. attentions: share of the injection that the joint attention takes, and
+    the image's own where a layer has one. skip_gate, skip_scale: of skip-layer guidance, 0 in the layers left out,
+    and its scale in every step. region: share of the injection that each image token takes, 0…1, at every step.
     """
 
     inject: Bool[np.ndarray, "t b n"]
@@ -79,6 +87,9 @@ class LayerControl:
     heads: Float[np.ndarray, "t b n h"] | None = None
     key_shift: Float[np.ndarray, "t b n 2"] | None = None
     extend: Float[np.ndarray, "t b n"] | None = None
+    attentions: Float[np.ndarray, "t b n 2"] | None = None
+    skip_gate: Float[np.ndarray, " n"] | None = None
+    skip_scale: Float[np.ndarray, " t"] | None = None
     region: Float[np.ndarray, "b s"] | None = None
 
     @property
@@ -99,18 +110,26 @@ class LayerControl:
         elements: Sequence[int] | None = None,
         keys: float = 1.0,
         values: float = 1.0,
+        attentions: str = ATTENTIONS[0],
     ) -> "LayerControl":
         """Also inject at these layers, in these steps (default all) and batch elements (default all).
 
-        keys, values: how far they move to the source's, 0…1. An element that is its group's source takes its own
+        keys, values: how far they move to the source's, 0…1. attentions: one of `ATTENTIONS`, in which of two
+        attentions, for models whose layers have two. An element that is its group's source takes its own
         keys and values, which changes nothing.
         """
         if not (0 <= keys <= 1 and 0 <= values <= 1):
             raise SettingError(
                 f"`keys` and `values` are injected by shares from 0 to 1, found {keys:g}, {values:g}"
             )
+        if attentions not in ATTENTIONS:
+            raise SettingError(f"unknown `attentions` {attentions!r}; choose one of {', '.join(ATTENTIONS)}")
         where = self._where(layers, steps, elements)
         changed = dataclasses.replace(self, inject=self.inject | where)
+        if attentions != ATTENTIONS[0] or self.attentions is not None:
+            shares = np.float32([attentions != "image", attentions != "joint"]).reshape(1, 1, 1, 2)
+            before = np.ones((*where.shape, 2), np.float32) if self.attentions is None else self.attentions
+            changed = dataclasses.replace(changed, attentions=np.where(where[..., None], shares, before))
         if (keys, values) == (1.0, 1.0) and self.keys is None:
             return changed
         return dataclasses.replace(
@@ -200,6 +219,23 @@ class LayerControl:
         moved = np.array([rows, columns], np.float32).reshape(1, 1, 1, 2)
         return dataclasses.replace(self, key_shift=np.where(where, moved, before))
 
+    def skipping(self, layers: Iterable[int], scale: float, window: Sequence[int] | None = None) -> "LayerControl":
+        """Also skip-layer guidance: v + s·(v₊ − v₊ without these layers) in a window of steps, for all elements.
+
+        v₊: of the prompt's branch. window: its first step and the one behind its last, by default as
+        `default_window`. SettingError for a window that holds no step, or one beyond the last.
+        """
+        gate, scales = np.ones(self.inject.shape[2], np.float32), np.zeros(self.steps, np.float32)
+        gate[list(check_layers(layers, len(gate)))] = 0
+        first, end = default_window(self.steps) if window is None else window
+        if not 0 <= first < end <= self.steps:
+            what = "the default `skip_window`" if window is None else "`skip_window`"
+            raise SettingError(
+                f"{what} {first} {end} must hold some of the steps 0 to {self.steps - 1}, and no other"
+            )
+        scales[first:end] = scale
+        return dataclasses.replace(self, skip_gate=gate, skip_scale=scales)
+
     def within(self, region: Float[np.ndarray, "b s"], inside: float = 0.0) -> "LayerControl":
         """Inject whole outside a region (1 = to be changed) and only `inside` of it there."""
         return dataclasses.replace(self, region=np.float32(1 - np.asarray(region) * (1 - inside)))
@@ -220,13 +256,18 @@ class LayerControl:
         strengths = [1.0 if scale is None else scale[step] for scale in (self.keys, self.values)]
         inject = np.stack([self.inject[step] * np.float32(strength) for strength in strengths], axis=-1)
         others = ("attention", "mlp", "text", "heads", "key_shift", "extend")
+        own = None
+        if self.attentions is not None:
+            inject, own = (inject * self.attentions[step][..., i : i + 1] for i in range(2))
         return Interventions(
             LayerInterventions(
                 gate=(~self.bypass[step]).astype(np.float32),
                 inject=inject,
+                own_inject=own,
                 **{n: None if getattr(self, n) is None else getattr(self, n)[step] for n in others},
             ),
             self.region,
+            None if self.skip_gate is None else Skip(self.skip_gate, self.skip_scale[step]),
         )
 
     def _set(self, before: np.ndarray | None, where: np.ndarray, value: float) -> np.ndarray:

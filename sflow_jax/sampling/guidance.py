@@ -1,9 +1,11 @@
 """Guidance: a number that the network takes as an input, or two branches of which one does not see the prompt.
 
 Branches are a second set of groups, so that "member 0 lends its keys and values" stays right by itself: rows are
-ordered [group, branch, member], and a group's branches stay on one device.
+ordered [group, branch, member], and a group's branches stay on one device. Skip-layer guidance is a third branch,
+evaluated by itself in the steps of its window: the prompt's, some layers bypassed.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -38,6 +40,34 @@ def both_branches(tree: Tree, groups: int) -> Tree:
     return jax.tree.map(doubled, tree)
 
 
+def one_branch(tree: Tree, groups: int, branch: int = 0) -> Tree:
+    """Every array [group·branch·member, …] → [group·member, …] of one branch, by default the prompt's."""
+
+    def taken(x: Array) -> Array:
+        split = x.reshape(groups, BRANCHES, -1, *x.shape[1:])
+        return split[:, branch].reshape(x.shape[0] // BRANCHES, *x.shape[1:])
+
+    return jax.tree.map(taken, tree)
+
+
+def branch_velocities(
+    evaluate: Callable[[Array, Interventions], Float[Array, "two_b s c"]],
+    point: Float[Array, "b s c"],
+    interventions: Interventions,
+    groups: int,
+) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
+    """v₊ and v₋ of one evaluation of both branches."""
+    velocity = evaluate(*both_branches((point, interventions), groups))
+    return one_branch(velocity, groups, 0), one_branch(velocity, groups, 1)
+
+
+def guide(
+    prompted: Float[Array, "b s c"], negative: Float[Array, "b s c"], guidance: Float[AnyArray, " b"]
+) -> Float[Array, "b s c"]:
+    """v = v₋ + g·(v₊ − v₋) (classifier-free guidance)."""
+    return negative + guidance[:, None, None] * (prompted - negative)
+
+
 def guided_by_branches(
     evaluate: Callable[[Array, Interventions], Float[Array, "two_b s c"]],
     point: Float[Array, "b s c"],
@@ -45,8 +75,21 @@ def guided_by_branches(
     interventions: Interventions,
     groups: int,
 ) -> Float[Array, "b s c"]:
-    """v = v₋ + g·(v₊ − v₋) of one evaluation of both branches (classifier-free guidance)."""
-    velocity = evaluate(*both_branches((point, interventions), groups))
-    split = velocity.reshape(groups, BRANCHES, -1, *point.shape[1:])
-    prompted, negative = (split[:, i].reshape(point.shape) for i in range(BRANCHES))
-    return negative + guidance[:, None, None] * (prompted - negative)
+    """Both at once: the guided velocity of one evaluation of both branches."""
+    return guide(*branch_velocities(evaluate, point, interventions, groups), guidance)
+
+
+def away_from_skipped(
+    evaluate: Callable[[Interventions], Float[Array, "b s c"]],
+    prompted: Float[Array, "b s c"],
+    interventions: Interventions,
+) -> Float[Array, "b s c"]:
+    """s·(v₊ − v₊ without the layers that skip-layer guidance leaves out); evaluated only where s is not 0."""
+    skip, layers = interventions.skip, interventions.layers
+    gate = jnp.broadcast_to(skip.gate[None], (len(prompted), len(skip.gate)))
+    without = dataclasses.replace(layers, gate=gate if layers.gate is None else layers.gate * gate)
+
+    def difference() -> Array:
+        return skip.scale * (prompted - evaluate(dataclasses.replace(interventions, layers=without, skip=None)))
+
+    return jax.lax.cond(skip.scale != 0, difference, lambda: jnp.zeros_like(prompted))

@@ -60,7 +60,7 @@ class Schedule:
     """Sigmas of a flow-matching model; defaults are FLUX.1-dev's, `shift=1, dynamic=False` schnell's.
 
     dynamic: shift by the picture's size, mu linear in the tokens from (base_tokens, base_shift) to
-    (max_tokens, max_shift). Otherwise a constant `shift`.
+    (max_tokens, max_shift). Otherwise a constant `shift`. least: the last time before the shift; None is 1/N.
     """
 
     dynamic: bool = True
@@ -69,6 +69,7 @@ class Schedule:
     max_shift: float = 1.15
     base_tokens: int = 256
     max_tokens: int = 4096
+    least: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens <= self.base_tokens:
@@ -100,7 +101,8 @@ class Schedule:
 
         ValueError for steps < 1.
         """
-        sigmas = np.linspace(1.0, 1.0 / check_steps(steps), steps)
+        last = 1.0 / check_steps(steps)
+        sigmas = np.linspace(1.0, last if self.least is None else self.least, steps)
         if self.dynamic:
             slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
             shift = np.exp(self.base_shift + slope * (tokens - self.base_tokens))

@@ -3,6 +3,7 @@
 Everything that may change between calls of one shape is an argument, so each shape compiles once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -17,9 +18,17 @@ from jaxtyping import Array, Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.machine.meshes import batch_sharding
 from sflow_jax.models.conditioning import Conditioning
+from sflow_jax.models.interventions import Interventions
 from sflow_jax.models.layout import Layout
 from sflow_jax.pictures.canvas import Canvas
-from sflow_jax.sampling.guidance import BRANCHES, both_branches, guided_by_branches
+from sflow_jax.sampling.guidance import (
+    BRANCHES,
+    away_from_skipped,
+    both_branches,
+    branch_velocities,
+    guide,
+    one_branch,
+)
 from sflow_jax.sampling.steps import Blank, State, Step, advance
 
 
@@ -44,24 +53,34 @@ def take_step(
     """
     batch, groups = state.latents.shape[0], step.offset.shape[0]
     layout = Layout(members=batch // groups, kernel=kernel, sharding=sharding)
-    scale = both_branches(guidance, groups) if branches else guidance
+    inputs = (conditioning, both_branches(guidance, groups) if branches else guidance)
+    prompted_inputs = (one_branch(conditioning, groups), guidance) if branches else inputs
 
-    def evaluate(point: Array, interventions, sigma: Array) -> Array:
+    def evaluate(point: Array, interventions: Interventions, sigma: Array, inputs: tuple = inputs) -> Array:
         return transformer(
             point,
-            conditioning,
+            inputs[0],
             sigma=jnp.broadcast_to(sigma, (len(point),)),
-            guidance=scale,
+            guidance=inputs[1],
             canvas=canvas,
             interventions=interventions,
             layout=layout,
         ).velocity
 
     def velocity(point: Array, sigma: Array) -> Array:
-        if not branches:
-            return evaluate(point, step.interventions, sigma)
-        at_sigma = functools.partial(evaluate, sigma=sigma)
-        return guided_by_branches(at_sigma, point, guidance, step.interventions, groups)
+        at_sigma, plain = (
+            functools.partial(evaluate, sigma=sigma),
+            dataclasses.replace(step.interventions, skip=None),
+        )
+        if branches:
+            prompted, negative = branch_velocities(at_sigma, point, plain, groups)
+            guided = guide(prompted, negative, guidance)
+        else:
+            guided = prompted = at_sigma(point, plain)
+        if step.interventions.skip is None:
+            return guided
+        without = functools.partial(at_sigma, point, inputs=prompted_inputs)
+        return guided + away_from_skipped(without, prompted, step.interventions)
 
     moved, point = advance(velocity, state, step)
     moved, point = jax.lax.with_sharding_constraint((moved, point), sharding)

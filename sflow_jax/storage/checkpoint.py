@@ -25,12 +25,12 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from sflow_jax.errors import SettingError
-from sflow_jax.families.family import Defaults, Family
+from sflow_jax.families.family import Defaults, Family, NetworkSpec
 from sflow_jax.families.registry import FAMILIES, published_models
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import check_layers, parse_layers
-from sflow_jax.settings import PaintingSettings, Placement
+from sflow_jax.settings import ATTENTIONS, PaintingSettings, Placement
 from sflow_jax.storage.checksums import read_checksums, text_digest, verify
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes, read_json, to_json, write_whole
 from sflow_jax.storage.paths import absolute
@@ -86,6 +86,19 @@ class ModelInfo:
         return self.family.defaults(self.variant)
 
     @property
+    def networks(self) -> dict[str, NetworkSpec]:
+        """Those of the family's networks that the checkpoint has; CheckpointError where one is missing."""
+        missing = [n for n, spec in self.family.networks.items() if n not in self.configs and not spec.optional]
+        if missing:
+            raise CheckpointError(f"{INFO_FILE} does not describe {', '.join(missing)}; convert the source again")
+        return {name: spec for name, spec in self.family.networks.items() if name in self.configs}
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Network → folder of its tokenizer."""
+        return {name: place for name, place in self.family.tokenizers.items() if name in self.configs}
+
+    @property
     def layer_kinds(self) -> tuple[tuple[str, int], ...]:
         """Kinds of layers and their counts, in global order."""
         return self.family.layer_kinds(self.configs)
@@ -103,7 +116,14 @@ class ModelInfo:
     def canvas(self, height: int | None = None, width: int | None = None) -> Canvas:
         """A size in pixels, the default for sides not given; SettingError if it does not fit."""
         sides = (self.picture_size if side is None else side for side in (height, width))
-        return Canvas.of(*sides, self.family.token_side(self.configs))
+        canvas = Canvas.of(*sides, self.family.token_side(self.configs))
+        most = self.family.most_tokens(self.configs)
+        if most is not None and max(canvas.rows, canvas.columns) > most:
+            largest = most * self.family.token_side(self.configs)
+            raise SettingError(
+                f"`height` and `width` of this model are at most {largest}, found {canvas.height}×{canvas.width}"
+            )
+        return canvas
 
     def resolve_layers(self, layers: str | Iterable[int]) -> tuple[int, ...]:
         """Global numbers of "vital", "all", "none", "late" (the last third), "0,1,17-18" or a sequence.
@@ -133,9 +153,17 @@ class ModelInfo:
     def check(self, settings: PaintingSettings) -> None:
         """SettingError where a size or a set of layers does not fit the model: known before its weights are."""
         self.canvas(settings.height, settings.width)
-        for name in ("layers", "bypass"):
+        for name in ("layers", "bypass", "skip_layers"):
             if (layers := getattr(settings, name, None)) is not None:
                 self.resolve_layers(layers)
+        self.check_branches(getattr(settings, "negative", None), getattr(settings, "attentions", ATTENTIONS[0]))
+
+    def check_branches(self, negative: Any, attentions: str) -> None:
+        """SettingError for a second branch, or a choice between two attentions, that the model does not have."""
+        if negative is not None and self.family.guidance != "branches":
+            raise SettingError(f"{self.title} takes no `negative` prompts")
+        if attentions != ATTENTIONS[0] and not self.family.own_attentions(self.configs):
+            raise SettingError(f"`attentions` must be {ATTENTIONS[0]}: layers of {self.title} have one attention")
 
     def to_json(self) -> str:
         """The text of `model.json`, with a checksum of itself."""
