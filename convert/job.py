@@ -184,7 +184,7 @@ def convert(
     info = ModelInfo(
         family=source.family,
         variant=source.variant,
-        picture_size=source.picture_size,
+        picture_size=_fitting_size(source),
         dtype=dtype or stored_dtype(source.networks["transformer"]),
         configs=source.configs,
         scheduler={key: value for key, value in source.scheduler.items() if not key.startswith("_")},
@@ -208,6 +208,13 @@ def record_checksums(folder: epath.Path, info_file: str, progress: bool) -> None
     """Write down what the finished folder holds. info_file: holds its own checksum."""
     with tqdm(desc="checksums", unit="B", unit_scale=True, disable=not progress) as bar:
         write_checksums(folder, leave=(info_file,), progress=bar.update)
+
+
+def _fitting_size(source: Source) -> int:
+    """The source's picture size, or the largest that the network can place, where that is less."""
+    most = source.family.most_tokens(source.configs)
+    largest = source.picture_size if most is None else most * source.family.token_side(source.configs)
+    return min(source.picture_size, largest)
 
 
 def source_digests(networks: Mapping[str, Network], progress: bool) -> dict[str, str]:

@@ -152,6 +152,7 @@ def filled(control: LayerControl) -> LayerControl:
     neutral["heads"] = np.ones((*shape, HEADS), np.float32)
     neutral["key_shift"] = np.zeros((*shape, 2), np.float32)
     neutral["extend"] = np.zeros(shape, np.float32)
+    neutral["attentions"] = np.ones((*shape, 2), np.float32)
     neutral["region"] = np.ones((shape[1], CANVAS.tokens), np.float32)
     absent = {name: value for name, value in neutral.items() if getattr(control, name) is None}
     return dataclasses.replace(control, **absent)
