@@ -175,8 +175,8 @@ class StableFlow:
         skip_window: skip-layer guidance, see `LayerControl.skipping`.
         """
         asked = GenerationSettings(
-            steps=steps, guidance=guidance, seed=seed, negative=negative, skip_layers=skip_layers,
-            skip_scale=skip_scale, skip_window=skip_window,
+            steps=steps, guidance=guidance, seed=seed, height=height, width=width, negative=negative,
+            skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
         )  # fmt: skip
         canvas, layers = self.info.canvas(height, width), self.resolve_layers(bypass)
         start = checked_noise(self.painter, seed, noise, canvas)

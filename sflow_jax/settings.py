@@ -6,7 +6,7 @@ Imports nothing that takes time, so that `--help` and completion are quick.
 
 import dataclasses
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sflow_jax.errors import SettingError
@@ -24,6 +24,8 @@ KEPT_PICTURES = ("thumbnails", "all", "none")
 NUDGE = 1.15
 # Bounds of what a machine can compute with, far beyond what is sensible.
 MOST_STEPS, MOST_GUIDANCE, MOST_NUDGE, SEEDS = 10_000, 1_000.0, 100.0, 2**64
+# Below it, latents are gone.
+LEAST_NUDGE = 0.01
 # Kind of a setting → what its values are, and how to say so.
 KINDS = {
     int: (numbers.Integral, "a whole number"),
@@ -77,12 +79,16 @@ def _check_kinds(settings: Any) -> None:
     """SettingError for a value of another kind than its setting's: text for a number, a number for a switch."""
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), field.metadata.get("kind")
-        if value is None or kind not in KINDS:
+        if kind not in KINDS or (value is None and field.default is None):
             continue
-        # Guidance may be several numbers; what else cannot be a setting is found out later.
-        one = isinstance(value, str) or not isinstance(value, Iterable)
-        if one and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
-            raise SettingError(f"`{field.name}` must be {KINDS[kind][1]}, found {value!r}")
+        # Guidance may be several numbers, one a picture.
+        several = field.type is Any and isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+        if not all(_is_one(kind, number) for number in (value if several else [value])):
+            raise SettingError(f"`{field.name}` must be {KINDS[kind][1]}, found {value!r:.80}")
+
+
+def _is_one(kind: type, value: Any) -> bool:
+    return isinstance(value, KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
 
 
 def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
@@ -130,6 +136,14 @@ class Placement:
         _one_of("text_encoder", self.text_encoder, TEXT_ENCODER_PLACES)
         if self.quantisation is not None:
             _one_of("quantisation", self.quantisation, QUANTISATIONS)
+
+
+def check_nudge(nudge: float | None) -> None:
+    """SettingError for what leaves nothing of the latents."""
+    if nudge is not None and not nudge >= LEAST_NUDGE:
+        raise SettingError(
+            f"`nudge` must be at least {LEAST_NUDGE}, found {nudge} (the paper uses {NUDGE}; 1 means none)"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,10 +221,7 @@ class InversionSettings(GuidedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nudge is not None and not self.nudge > 0:
-            raise SettingError(
-                f"`nudge` must be above 0, found {self.nudge} (the paper uses {NUDGE}; 1 means none)"
-            )
+        check_nudge(self.nudge)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

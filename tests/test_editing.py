@@ -504,7 +504,7 @@ def test_own_methods_and_numbers_are_taken(flow, photo):
         ({"method": "coupled", "region": "missing.png"}, "no picture at missing.png"),
         ({"method": "coupled", "region": "outo"}, "unknown region 'outo'; choose one of none, auto"),
         ({"method": "uniinv", "paste": True}, "paste needs a region"),
-        ({"method": "uniinv", "nudge": -1.0}, "nudge must be above 0"),
+        ({"method": "uniinv", "nudge": -1.0}, "nudge must be at least 0.01"),
         ({"method": "uniinv", "replay": "lagging"}, "unknown replay"),
     ],
 )

@@ -114,7 +114,7 @@ def test_bad_uses_of_an_inversion_are_named(flow, photo, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             flow.edit("a cat", ["a dog"], inversion=inversion, progress=False, **options)
-    with pytest.raises(ValueError, match="nudge must be above 0"):
+    with pytest.raises(ValueError, match="nudge must be at least 0.01"):
         flow.invert(photo, "a cat", nudge=0.0, **FAST)
     (tmp_path / INVERSION_FILE).write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a readable inversion"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from sflow_jax.errors import SettingError
 from sflow_jax.sampling.solvers import SOLVERS
-from sflow_jax.settings import NUDGE, REPLAYS
+from sflow_jax.settings import NUDGE, REPLAYS, check_nudge
 
 PATHS = ("inverted", "coupled", "noised", "painted")
 NO_REGION, AUTO_REGION = "none", "auto"
@@ -83,8 +83,7 @@ class Method:
             raise SettingError(
                 f"`extended` must be between {-MOST_EXTENDED} and {MOST_EXTENDED}, found {self.extended}"
             )
-        if not self.nudge > 0:
-            raise SettingError(f"`nudge` must be above 0, found {self.nudge} (1 means none)")
+        check_nudge(self.nudge)
 
     @property
     def inverts(self) -> bool:

@@ -82,5 +82,5 @@ def parse_machine(text: str) -> tuple[Chip, int]:
         raise ValueError(f"no machine has as many chips as {text[:40]!r} says")
     chip, count = CHIPS[parts[1]], int(parts[2])
     if count % chip.cores:
-        raise ValueError(f"{text}: {chip.name} counts cores, {chip.cores} a chip")
+        raise ValueError(f"machine {text} is not one: {chip.name} counts cores, {chip.cores} a chip")
     return chip, count // chip.cores

@@ -4,6 +4,7 @@ Mesh axes: `data` splits groups of the batch, `fsdp` splits weights (and groups 
 `tensor` splits attention heads and MLP columns.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 AnyMesh = Mesh | AbstractMesh
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
+# The largest TPU pods have fewer.
+MOST_DEVICES = 10_000
 
 # Parameter path (network.path) of large networks → how its axes are split; the first match wins and every path must
 # match. Small networks are copied.
@@ -70,6 +73,8 @@ def parse_mesh(text: str) -> dict[str, int]:
                 f"cannot read mesh {text[:80]!r}: write sizes of {', '.join(AXES)}, such as data=4,tensor=2"
             )
         sizes[axis] = int(size)
+    if math.prod(sizes.values()) > MOST_DEVICES:
+        raise ValueError(f"mesh {text[:80]} has more devices than any machine ({MOST_DEVICES:,})")
     return sizes
 
 

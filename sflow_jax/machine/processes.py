@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import socket
 
 import jax
 
@@ -20,9 +21,9 @@ def join(coordinator: str, process: tuple[int, int] | None) -> None:
     """
     if (coordinator == AUTOMATIC) != (process is None):
         raise SettingError("give `process` such as 1/4 beside `coordinator` HOST:PORT, and not beside auto")
-    if coordinator != AUTOMATIC and not re.fullmatch(r"\S+:[0-9]{1,5}", coordinator):
-        raise SettingError(f"`coordinator` must be HOST:PORT or auto, found {coordinator!r}")
     index, count = process or (None, None)
+    if coordinator != AUTOMATIC:
+        check_address(coordinator, own=index == 0)
     # jax would listen on every interface; whoever reaches the port can join.
     bind = coordinator if index == 0 else None
     try:
@@ -34,6 +35,27 @@ def join(coordinator: str, process: tuple[int, int] | None) -> None:
         raise SettingError(
             f"cannot join the other processes ({coordinator}: {reason}); "
             "name them with `coordinator` HOST:PORT and `process` 1/4"
+        ) from error
+
+
+def check_address(coordinator: str, own: bool) -> None:
+    """SettingError unless it is HOST:PORT, of this machine and free where it is the process's `own`.
+
+    jax would end the whole process, without a word of why.
+    """
+    parts = re.fullmatch(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", coordinator)
+    if not parts or not 0 < int(parts["port"]) < 2**16:
+        raise SettingError(f"`coordinator` must be HOST:PORT or auto, found {coordinator[:80]!r}")
+    host, port = parts["host"].strip("[]"), int(parts["port"])
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if own:
+            socket.create_server(address[:2], family=family).close()
+    except (OSError, UnicodeError) as error:
+        what = "cannot listen at" if own else "cannot find"
+        raise SettingError(
+            f"{what} `coordinator` {coordinator} ({getattr(error, 'strerror', None) or error}): name the first "
+            "process's HOST:PORT"
         ) from error
 
 

@@ -1,11 +1,12 @@
 """The size of a picture, made once and then passed."""
 
 import dataclasses
+import numbers
 
 from sflow_jax.errors import SettingError
 
-# Pixels; beyond it no machine holds the attention of one layer.
-LONGEST_SIDE = 16_384
+# Pixels; beyond them no machine holds the attention of one layer.
+LONGEST_SIDE, MOST_PIXELS = 16_384, 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,16 @@ class Canvas:
     @classmethod
     def of(cls, height: int, width: int, token_side: int) -> "Canvas":
         """SettingError unless both sides are positive multiples of a token's side in pixels (16 for FLUX.1)."""
+        if not all(isinstance(side, numbers.Integral) for side in (height, width)):
+            raise SettingError(
+                f"`height` and `width` must be whole numbers, found {height!r:.30} and {width!r:.30}"
+            )
         if max(height, width) > LONGEST_SIDE:
             raise SettingError(f"`height` and `width` must be at most {LONGEST_SIDE}, found {height}x{width}")
+        if height * width > MOST_PIXELS:
+            raise SettingError(
+                f"`height` × `width` must be at most {MOST_PIXELS // 10**6} million pixels, found {height}x{width}"
+            )
         if min(height, width) < token_side or height % token_side or width % token_side:
             near = [max(token_side, round(length / token_side) * token_side) for length in (height, width)]
             raise SettingError(

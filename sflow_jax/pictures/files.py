@@ -47,7 +47,8 @@ def open_picture(picture: Any) -> Image.Image:
         except ValueError as error:
             raise ValueError(str(error).replace("the picture", f"picture {picture}")) from error
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
+        fits = picture.ndim in (2, 3) and picture.shape[2:] in ((), (3,), (4,)) and picture.size
+        if picture.dtype != np.uint8 or not fits:
             raise ValueError(
                 f"a picture array must be uint8 [height, width, 3], found {picture.dtype} {list(picture.shape)}"
             )

@@ -22,11 +22,17 @@ from sflow_jax.storage.placement import HOST, place_network, placement_of, place
 GIB = 2**30
 
 
+# Made-up devices take memory and, more than linear, time.
+MOST_PLANNED = 2048
+
+
 def planned_devices(count: int) -> list[jax.Device]:
     """So many devices to plan for, made up on the CPU where nothing has touched a device yet.
 
     ValueError where there are fewer and it is too late to make some up.
     """
+    if count > MOST_PLANNED:
+        raise ValueError(f"a mesh of {count:,} devices is too large to plan here (at most {MOST_PLANNED:,})")
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)

@@ -5,6 +5,7 @@ Axes: t steps, b batch elements, n layers (numbered globally), h heads, s image 
 """
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,14 +22,21 @@ LAYERS_FORM = "vital, all, none, late, or numbers and ranges such as 0,1,17-18"
 DIGITS = 4
 # Unknown layers that a message names.
 SHOWN = 8
+# A range of millions would fill the memory.
+MOST_NUMBERS = 10_000
 
 
 def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
     """Sorted, unique layer numbers; SettingError naming those that a model of `layers` layers lacks."""
     try:
-        wanted = sorted({operator.index(number) for number in numbers})
+        some = [operator.index(number) for number in itertools.islice(numbers, MOST_NUMBERS + 1)]
     except TypeError as error:
-        raise SettingError(f"`layers` must be whole numbers, found {numbers!r}") from error
+        raise SettingError(f"`layers` must be whole numbers, found {numbers!r:.80}") from error
+    if len(some) > MOST_NUMBERS:
+        raise SettingError(
+            f"`layers` has more than {MOST_NUMBERS:,} numbers: this model's layers are 0 to {layers - 1}"
+        )
+    wanted = sorted(set(some))
     unknown = [number for number in wanted if not 0 <= number < layers]
     if unknown:
         listed = ", ".join(map(str, unknown[:SHOWN])) + (", …" if len(unknown) > SHOWN else "")
