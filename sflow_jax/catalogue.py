@@ -23,7 +23,7 @@ from sflow_jax.errors import SettingError
 from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.features import Features, restore_features
 from sflow_jax.sampling.control import check_layers
-from sflow_jax.settings import EMBEDDED
+from sflow_jax.settings import EMBEDDED, check_path
 from sflow_jax.storage.checkpoint import (
     FORMAT,
     INFO_FILE,
@@ -51,6 +51,7 @@ EMBEDDED_FEATURES = {"toyworld": ASSETS / "dinov2", "toyworld-clip": ASSETS / "c
 
 def find_checkpoint(name: epath.PathLike) -> epath.Path:
     """A converted checkpoint's folder; the name `toyworld` stands for the embedded model."""
+    check_path("checkpoint", name)
     return _embedded_checkpoint() if str(name) == EMBEDDED else epath.Path(name)
 
 

@@ -32,7 +32,7 @@ from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Solver
 from sflow_jax.sampling.steps import Blank, Step, denoising_steps, inversion_steps
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo, check_networks, load_network, verify_small
-from sflow_jax.storage.placement import in_host_memory, on_device
+from sflow_jax.storage.placement import computed_dtype, in_host_memory, on_device
 from sflow_jax.storage.tokenizers import load_tokenizer
 
 # Pictures that go through the autoencoder at once: about one megapixel.
@@ -79,6 +79,7 @@ class Painter:
     def load(cls, checkpoint: epath.PathLike, placement: Placement = Placement()) -> "Painter":
         """Restore a converted checkpoint by its folder or name. Raises CheckpointError."""
         placement = dataclasses.replace(placement, mesh=as_mesh(placement.mesh))
+        computed_dtype(placement.dtype)
         folder, info = find_model(checkpoint)
         # What can be wrong is looked for before anything large is read.
         check_networks(folder, info.configs)

@@ -6,6 +6,7 @@ Imports nothing that takes time, so that `--help` and completion are quick.
 
 import dataclasses
 import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ KINDS = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
     bool: (bool, "True or False"),
+    str: ((str, os.PathLike), "a text or a path"),
 }
 MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 MOST_SCENES = 10_000
@@ -79,7 +81,7 @@ def _check_kinds(settings: Any) -> None:
     """SettingError for a value of another kind than its setting's: text for a number, a number for a switch."""
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), field.metadata.get("kind")
-        if kind not in KINDS or (value is None and field.default is None):
+        if kind not in KINDS or (value is None and field.default is None) or (kind is str and field.type is Any):
             continue
         # Guidance may be several numbers, one a picture.
         several = field.type is Any and isinstance(value, Iterable) and not isinstance(value, str | Mapping)
@@ -89,6 +91,12 @@ def _check_kinds(settings: Any) -> None:
 
 def _is_one(kind: type, value: Any) -> bool:
     return isinstance(value, KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
+
+
+def check_path(name: str, path: Any) -> None:
+    """SettingError, naming the setting, for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise SettingError(f"`{name}` must be a folder or a name, found {path!r:.80}")
 
 
 def check_prompts(prompts: Sequence[str]) -> Sequence[str]:

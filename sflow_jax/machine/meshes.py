@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from sflow_jax.errors import SettingError
+
 AnyMesh = Mesh | AbstractMesh
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 # The largest TPU pods have fewer.
@@ -49,6 +51,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
     Raises ValueError for an unknown axis or sizes that do not multiply to the number of devices.
     """
+    if not isinstance(sizes, Mapping):
+        raise SettingError(f"`mesh` must map axes to sizes, such as {{'data': 2}}, found {sizes!r:.80}")
     unknown = set(sizes) - set(AXES)
     if unknown:
         raise ValueError(f"unknown mesh axis {', '.join(sorted(unknown))}; the axes are {', '.join(AXES)}")
@@ -80,6 +84,8 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def as_mesh(mesh: Mesh | str | None) -> Mesh | None:
     """A mesh as it is, or from its axes as text over all devices; ValueError for anything else."""
+    if not isinstance(mesh, Mesh | str | None):
+        raise SettingError(f"`mesh` must be a jax.sharding.Mesh or its axes such as data=2, found {mesh!r:.80}")
     return make_mesh(parse_mesh(mesh)) if isinstance(mesh, str) else mesh
 
 

@@ -26,6 +26,14 @@ SHOWN = 8
 MOST_NUMBERS = 10_000
 
 
+def _finite(scales: Any) -> np.ndarray:
+    """float32; SettingError for what cannot be computed with."""
+    numbers = np.asarray(scales, np.float32)
+    if not np.isfinite(numbers).all():
+        raise SettingError(f"scales of layers must be finite, found {scales}")
+    return numbers
+
+
 def check_layers(numbers: Iterable[Any], layers: int) -> tuple[int, ...]:
     """Sorted, unique layer numbers; SettingError naming those that a model of `layers` layers lacks."""
     try:
@@ -107,7 +115,10 @@ class LayerControl:
 
     @classmethod
     def none(cls, steps: int, batch: int, layers: int) -> "LayerControl":
-        """No injection, no bypass: plain generation."""
+        """No injection, no bypass: plain generation. SettingError for counts below 1."""
+        for name, count in (("steps", steps), ("batch", batch), ("layers", layers)):
+            if count < 1:
+                raise SettingError(f"`{name}` must be at least 1, found {count}")
         return cls(*(np.zeros((steps, batch, layers), bool) for _ in range(2)))
 
     def injecting(
@@ -208,7 +219,7 @@ class LayerControl:
     ) -> "LayerControl":
         """Scale every head's output in these layers: one number a head of the model."""
         where = self._where(layers, steps, elements)[..., None]
-        wide = np.asarray(scales, np.float32)
+        wide = _finite(scales)
         before = np.ones((*self.inject.shape, len(wide)), np.float32) if self.heads is None else self.heads
         return dataclasses.replace(self, heads=np.where(where, wide.reshape(1, 1, 1, -1), before))
 
@@ -224,7 +235,7 @@ class LayerControl:
         """Move the rotary positions of image keys in these layers, in tokens (FreeFlux)."""
         where = self._where(layers, steps, elements)[..., None]
         before = np.zeros((*self.inject.shape, 2), np.float32) if self.key_shift is None else self.key_shift
-        moved = np.array([rows, columns], np.float32).reshape(1, 1, 1, 2)
+        moved = _finite([rows, columns]).reshape(1, 1, 1, 2)
         return dataclasses.replace(self, key_shift=np.where(where, moved, before))
 
     def skipping(self, layers: Iterable[int], scale: float, window: Sequence[int] | None = None) -> "LayerControl":
@@ -279,7 +290,7 @@ class LayerControl:
         )
 
     def _set(self, before: np.ndarray | None, where: np.ndarray, value: float) -> np.ndarray:
-        return np.where(where, np.float32(value), np.float32(1) if before is None else before)
+        return np.where(where, _finite(value), np.float32(1) if before is None else before)
 
     def _where(self, layers, steps, elements) -> np.ndarray:
         total_steps, batch, total_layers = self.inject.shape

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
 
+from sflow_jax.errors import SettingError
 from sflow_jax.families.family import NetworkSpec
 from sflow_jax.machine.meshes import AnyMesh, copied, parameter_shardings
 from sflow_jax.models.layers import FP8, Linear, parameters, with_parameters
-from sflow_jax.settings import Placement
+from sflow_jax.settings import DTYPES, Placement
 
 # Name → dtype of the kernels of all blocks; int8 changes weights only, fp8 the products' other side too.
 EIGHT_BITS = {"int8": jnp.int8, "fp8": FP8}
@@ -67,16 +69,24 @@ def scale_place(place: Sharding, array: jax.Array | jax.ShapeDtypeStruct) -> Sha
     return NamedSharding(place.mesh, split, memory_kind=place.memory_kind)
 
 
-def default_dtype() -> jnp.dtype:
-    """float32 on CPUs, else bfloat16."""
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def computed_dtype(dtype: DTypeLike | None) -> jnp.dtype:
+    """Of weights and computation: by default float32 on CPUs, else bfloat16. SettingError for what is not one."""
+    if dtype is None:
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    try:
+        numbers = jnp.dtype(dtype)
+    except TypeError as error:
+        raise SettingError(f"unknown `dtype` {dtype!r:.80}; choose one of {', '.join(DTYPES)}") from error
+    if not jnp.issubdtype(numbers, jnp.floating) or numbers.itemsize < 2:
+        raise SettingError(f"`dtype` {numbers.name} cannot be computed in; choose one of {', '.join(DTYPES)}")
+    return numbers
 
 
 def placement_of(spec: NetworkSpec, placement: Placement) -> Placement:
     """What of a model's placement concerns one of its networks."""
     return dataclasses.replace(
         placement,
-        dtype=jnp.dtype(placement.dtype or default_dtype()),
+        dtype=computed_dtype(placement.dtype),
         quantisation=placement.quantisation if spec.large else None,
         offload=placement.offload and spec.streamed,
     )

@@ -15,7 +15,7 @@ from sflow_jax.painter import Painter
 from sflow_jax.progress import Progress, as_progress
 from sflow_jax.runs.folder import MANIFEST, RunFolder, read_manifest
 from sflow_jax.runs.worker import Worker
-from sflow_jax.settings import EMBEDDED, SweepSettings
+from sflow_jax.settings import EMBEDDED, SweepSettings, check_path
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
 from sflow_jax.vitality.adaptive import Elimination
@@ -44,6 +44,7 @@ def find_vital_layers(
     have work left, unless told to `wait` (processes that know each other; then the first writes the report). Raises
     SettingError for settings that do not fit the model, before anything is painted.
     """
+    check_path("out", out)
     plan, rule = check_sweep(settings, painter.info, painter.checkpoint), rule_of(settings)
     elimination = elimination_of(settings, plan)
     features = load_feature_networks(settings, painter.checkpoint)
