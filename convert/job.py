@@ -192,7 +192,7 @@ def convert(
         vital_layers_origin=origin,
         named=title,
     )
-    info.canvas()
+    check_size(info)
     check_room(destination, reads, info.dtype)
     with new_folder(destination, replace=overwrite) as folder:
         info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))
@@ -208,6 +208,17 @@ def record_checksums(folder: epath.Path, info_file: str, progress: bool) -> None
     """Write down what the finished folder holds. info_file: holds its own checksum."""
     with tqdm(desc="checksums", unit="B", unit_scale=True, disable=not progress) as bar:
         write_checksums(folder, leave=(info_file,), progress=bar.update)
+
+
+def check_size(info: ModelInfo) -> None:
+    """ConversionError for a picture size, the autoencoder's, that is not whole tokens."""
+    try:
+        info.canvas()
+    except ValueError as error:
+        raise ConversionError(
+            f"the autoencoder's config.json says sample_size {info.picture_size}, which is not a multiple of "
+            f"{info.family.token_side(info.configs)} pixels, or too large: correct it"
+        ) from error
 
 
 def _fitting_size(source: Source) -> int:

@@ -15,6 +15,8 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps
 
+from sflow_jax.errors import SettingError
+
 logger = logging.getLogger(__name__)
 Picture = str | os.PathLike | Image.Image | np.ndarray
 # A profile's colour space → the mode that it describes.
@@ -43,7 +45,7 @@ def open_picture(picture: Any) -> Image.Image:
     """
     if isinstance(picture, str | os.PathLike):
         try:
-            return _to_srgb(_decode(epath.Path(picture)))
+            return _to_srgb(_decode(picture))
         except ValueError as error:
             raise ValueError(str(error).replace("the picture", f"picture {picture}")) from error
     if isinstance(picture, np.ndarray):
@@ -58,15 +60,18 @@ def open_picture(picture: Any) -> Image.Image:
     return _to_srgb(picture)
 
 
-def _decode(path: epath.Path) -> Image.Image:
+def _decode(name: str | os.PathLike) -> Image.Image:
     """A picture file, all of it; ValueError in one line."""
+    if not os.fspath(name):
+        raise SettingError("`image` is empty; name a picture file")
     try:
-        if not os.fspath(path).strip(".") or not path.exists():
-            raise ValueError(f"no picture at {os.fspath(path) or repr('')}")
+        path = epath.Path(name)
+        if not path.exists():
+            raise ValueError(f"no picture at {os.fspath(name)}")
     except (KeyError, OSError) as error:
         # A name that is too long, or an address of a kind that epath does not know.
         raise ValueError(
-            f"cannot read the picture at {os.fspath(path)[:80]}: {error}; give a local file"
+            f"cannot read the picture at {os.fspath(name)[:80]}: {error}; give a local file"
         ) from error
     # A folder, or a pipe or device, which may have no end (epath takes these for files).
     if path.is_dir() or not ("://" in os.fspath(path) or Path(path).is_file()):
