@@ -19,8 +19,8 @@ from sflow_jax.storage.folders import output_folder
 from sflow_jax.toyworld.scenes import Scene, sample_scene
 
 if TYPE_CHECKING:
-    from sflow_jax.pipeline import StableFlow
     from sflow_jax.results import Edit
+    from sflow_jax.toyworld.reader import AttributeReader
 
 SEED = 5
 GENERATED = Scene(species="cat", colour="orange", hat="blue", object="ball", object_colour="red", pose="standing")
@@ -34,22 +34,54 @@ VISIBLE = 6
 @click.command(cls=Command, epilog="sflow demo")
 @click.option("--out", "-o", default="sflow-demo", show_default=True, help="Folder for the results.")
 def demo(out: str) -> None:
-    """See the method at work on the embedded model, in under a minute: grid.png, demo.json."""
+    """See edits on the embedded model, in under a minute: grid.png, every picture, demo.json."""
     with output_folder(out, "demo.json") as folder:
         shown = run_demo()
-        folder.image("grid.png", captioned_grid(shown.images, shown.captions, columns=1 + len(CHANGES)))
+        rows = [(row.name, [row.source, *row.edits]) for row in shown.rows]
+        images = np.concatenate([np.stack(pictures) for _, pictures in rows])
+        folder.image("grid.png", captioned_grid(images, shown.captions, columns=1 + len(CHANGES)))
+        for name, (source, *edits) in rows:
+            folder.picture(f"{name}-source.png", source)
+            for number, edit in enumerate(edits, 1):
+                folder.picture(f"{name}-edit-{number}.png", edit)
         folder.json("demo.json", record(EMBEDDED, shown.figures, shown.seconds))
     say(summary(shown, out))
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
-    """Pictures and captions, row by row; what was measured; and how long each part took."""
+class Row:
+    """A source and its edits. what: for captions. outcomes: what happened to each edit."""
 
-    images: Float[np.ndarray, "n y x 3"]
-    captions: list[str]
-    figures: dict[str, Any]
+    name: str
+    what: str
+    source: Float[np.ndarray, "y x 3"]
+    edits: Float[np.ndarray, "n y x 3"]
+    prompts: Sequence[str]
+    outcomes: list[dict[str, Any]]
+
+    @property
+    def captions(self) -> list[str]:
+        """Of the source, then of every edit."""
+        return [f"{self.what}: {self.prompts[0]}", *self.prompts[1:]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """What was painted, and how long each part took. layers: where the reference injects."""
+
+    rows: list[Row]
+    layers: tuple[int, ...]
     seconds: dict[str, float]
+
+    @property
+    def captions(self) -> list[str]:
+        """Of all pictures, row by row."""
+        return [caption for row in self.rows for caption in row.captions]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return {"layers": self.layers} | {row.name: row.outcomes for row in self.rows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,49 +114,47 @@ class Example:
 
 
 def run_demo(*, progress: bool = True) -> Demo:
-    """Generate a picture and edit it four ways; take a drawing that training never saw, and edit that."""
+    """Edit a painted picture and a drawing that training never saw, by the default for photos and the reference."""
     # Imported late, so that `--help` is quick.
+    from sflow_jax.editing.methods import PHOTO_METHOD, REFERENCE
     from sflow_jax.pipeline import StableFlow
     from sflow_jax.toyworld.reader import AttributeReader
 
     seconds: dict[str, float] = {}
     with timed(seconds, "convert and load"):
         flow, reader = StableFlow.load(EMBEDDED), AttributeReader()
-    generated = Example(GENERATED, CHANGES)
-    source, *edits = generated.captions
-    with timed(seconds, "generate and edit"):
-        painted = flow.edit(source, edits, seed=SEED, edits_at_once=len(edits), progress=progress)
     scene = sample_scene(np.random.default_rng(DRAWN_SEED), "held-out")
-    drawn, drawing = Example(scene, drawn_changes(scene)), scene.draw(flow.info.picture_size)
-    redrawn = edit_drawing(flow, drawing, drawn, seconds, progress)
-    of_painted, of_redrawn = (reader(edit.images).named for edit in (painted, redrawn))
-    answers = (known_answer(image, scene, target) for image, target in zip(redrawn.images[1:], drawn.targets))
-    outcomes = drawn.outcomes(scene.attributes(), of_redrawn[1:])
-    figures = {
-        "layers": painted.layers,
-        "generated": generated.outcomes(of_painted[0], of_painted[1:]),
-        "drawn": [outcome | answer for outcome, answer in zip(outcomes, answers)],
-    }
-    images = np.concatenate([painted.images, to_unit(drawing)[None], redrawn.images[1:]])
-    captions = [f"generated: {source}", *edits, f"drawn: {drawn.captions[0]}", *drawn.captions[1:]]
-    return Demo(images, captions, figures, seconds)
+    drawing = scene.draw(flow.info.picture_size)
+    painted, drawn = Example(GENERATED, CHANGES), Example(scene, drawn_changes(scene))
+    rows = []
+    for name, what, example, options in (
+        ("painted", "painted", painted, {"method": PHOTO_METHOD}),
+        ("drawn", "drawn", drawn, {"method": PHOTO_METHOD, "image": drawing}),
+        ("reference", "drawn, by the reference", drawn, {"method": REFERENCE, "image": drawing, "unnudge": True}),
+    ):
+        source, *edits = example.captions
+        with timed(seconds, name):
+            edit = flow.edit(source, edits, seed=SEED, edits_at_once=len(edits), progress=progress, **options)
+        rows.append(judged(name, what, example, edit, drawing if "image" in options else None, reader))
+    return Demo(rows, edit.layers, seconds)
 
 
-def edit_drawing(
-    flow: "StableFlow",
-    drawing: UInt8[np.ndarray, "y x 3"],
+def judged(
+    name: str,
+    what: str,
     example: Example,
-    seconds: dict[str, float],
-    progress: bool,
-) -> "Edit":
-    """Invert a drawing, then edit it in all of the example's ways."""
-    source, *edits = example.captions
-    with timed(seconds, "invert"):
-        inversion = flow.invert(drawing, source, progress=progress)
-    with timed(seconds, "edit the drawing"):
-        return flow.edit(
-            source, edits, inversion=inversion, unnudge=True, edits_at_once=len(edits), progress=progress
-        )
+    edit: "Edit",
+    drawing: UInt8[np.ndarray, "y x 3"] | None,
+    reader: "AttributeReader",
+) -> Row:
+    """A row of the demo; where its source is a drawing, with distances to the right answers."""
+    before, *after = reader(edit.images).named
+    outcomes = example.outcomes(before if drawing is None else example.scene.attributes(), after)
+    source, edits = edit.images[0] if drawing is None else to_unit(drawing), edit.images[1:]
+    if drawing is not None:
+        answers = (known_answer(image, example.scene, target) for image, target in zip(edits, example.targets))
+        outcomes = [outcome | answer for outcome, answer in zip(outcomes, answers)]
+    return Row(name, what, source, edits, example.captions, outcomes)
 
 
 def drawn_changes(scene: Scene) -> list[dict[str, str]]:
@@ -170,13 +200,14 @@ def summary(demo: Demo, out: str) -> str:
     """What happened, in plain words."""
     durations = ", ".join(f"{name} {value} s" for name, value in demo.seconds.items())
     lines = [
-        "Painted a picture with the embedded model and edited it four ways, then took a drawing that the model",
-        "never saw, inverted it and edited it. Keys and values of the source went into layers "
-        f"{', '.join(map(str, demo.figures['layers']))}.",
+        "Painted a picture with the embedded model and edited it four ways, then edited a drawing that the model",
+        "never saw: by the method that photos are edited with, and by the paper's, which puts keys and values of",
+        f"the source into layers {', '.join(map(str, demo.layers))}.",
         "",
-        *(outcome_line(kind, outcome) for kind in ("generated", "drawn") for outcome in demo.figures[kind]),
+        *(outcome_line(row.name, outcome) for row in demo.rows for outcome in row.outcomes),
         "",
         f"Took: {durations}. Look at {out}/grid.png; all figures are in {out}/demo.json.",
+        "How often edits happen: sflow evaluate -m toyworld --known-answers --methods coupled,reference -o known",
         "Next: sflow edit -m toyworld -p 'a red dog on the beach' -e 'a blue dog on the beach' -o dog",
     ]
     return "\n".join(lines)
@@ -186,5 +217,6 @@ def outcome_line(kind: str, outcome: dict[str, Any]) -> str:
     """What happened to one edit."""
     fate = "happened" if outcome["happened"] else "did not happen"
     lost = f"; lost: {', '.join(outcome['lost'])}" if outcome["lost"] else ""
-    known = f"; {outcome['psnr_to_right_answer_db']} dB to the right answer" if kind == "drawn" else ""
+    decibels = outcome.get("psnr_to_right_answer_db")
+    known = "" if decibels is None else f"; {decibels} dB to the right answer"
     return f"  {kind:9} {outcome['change']:16} {fate}{lost}{known}"

@@ -105,7 +105,7 @@ def choose_method(painter: Painter, request: Request) -> Method:
     """The method that was asked for, or the default, with the model's and the user's settings."""
     asked, given = request.settings, request.settings.method
     if given is None:
-        given = REFERENCE if request.painted or request.inversion is not None else PHOTO_METHOD
+        given = REFERENCE if request.painted or _of_the_reference(request) else PHOTO_METHOD
     of_model = model_settings(painter)
     if request.painted:
         defaults = painter.defaults
@@ -125,6 +125,16 @@ def choose_method(painter: Painter, request: Request) -> Method:
     if asked.layers is not None:
         own["layers"] = asked.layers
     return method.changed(**own)
+
+
+def _of_the_reference(request: Request) -> bool:
+    """Whether a photo's edit asks for what is the reference's: an inversion, layers, nudging or replay."""
+    asked = request.settings
+    return (
+        request.inversion is not None
+        or asked.unnudge
+        or any(setting is not None for setting in (asked.layers, asked.nudge, asked.replay))
+    )
 
 
 def guidance_of(method: Method, guidance: float | Sequence[float] | None, batch: int) -> Float[np.ndarray, " b"]:

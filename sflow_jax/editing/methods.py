@@ -15,8 +15,8 @@ from sflow_jax.settings import NUDGE, REPLAYS, check_nudge
 PATHS = ("inverted", "coupled", "noised", "painted")
 NO_REGION, AUTO_REGION = "none", "auto"
 REFERENCE = "reference"
-# What edits a photo where the caller names no method.
-PHOTO_METHOD = REFERENCE
+# What edits a photo where nothing of the reference's is asked for: the best by the embedded world's known answers.
+PHOTO_METHOD = "coupled"
 # Beyond it the own tokens, or the source's, no longer count.
 MOST_EXTENDED = 20
 SHARES = ("begin", "free", "keys", "values", "inject_from", "until", "lock_until", "inside", "ratio")

@@ -47,7 +47,10 @@ class Folder:
 
 # What commands write: their records, and the files that these speak of.
 RECORDS = ("edit.json", "generate.json", "inversion.json", "demo.json")
-RESULTS = re.compile(r"((source|grid|reconstruction|region-\d+|edit-\d+|picture-\d+)\.png|inversion\.safetensors)")
+RESULTS = re.compile(
+    r"(grid|candidates|reconstruction|((painted|drawn|reference)-)?(source|(region|edit|picture)-\d+))\.png"
+    r"|inversion\.safetensors"
+)
 # Stands in a folder while a result moves in.
 MOVING = ".result-moving-in"
 
