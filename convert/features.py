@@ -76,7 +76,10 @@ def open_features(folder: Path) -> FeatureSource:
     """Open a published folder; ConversionError for other models, and for what is missing or not supported."""
     model_type = _model_type(folder)
     if model_type not in MODEL_TYPES:
-        raise ConversionError(f"{folder} is a {model_type} model; feature networks are {', '.join(MODEL_TYPES)}")
+        raise ConversionError(
+            f"{folder / CONFIG_FILE}: model_type {model_type!r:.40} is no feature network; those are "
+            f"{', '.join(MODEL_TYPES)}"
+        )
     kind, read, table = MODEL_TYPES[model_type]
     config = read_config(folder / CONFIG_FILE, read)
     preprocessing = read_config(folder / PREPROCESSOR_FILE, Preprocessing.from_hf)

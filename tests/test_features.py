@@ -251,7 +251,7 @@ def edit(folder: Path, file: str, **changes) -> None:
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: edit(f, "config.json", model_type="vit"), "is a vit model; feature networks are dinov2"),
+        (lambda f: edit(f, "config.json", model_type="vit"), "is no feature network; those are dinov2"),
         (lambda f: edit(f, "config.json", hidden_act="relu"), "config.json: .* hidden_act 'gelu'"),
         (lambda f: edit(f, "config.json", hidden_size=None), "config.json does not say 'hidden_size'"),
         (lambda f: (f / "config.json").write_text("{"), "cannot read .*config.json"),

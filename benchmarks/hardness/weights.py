@@ -181,7 +181,7 @@ def _name_cases(network: str, file: str, draw: random.Random) -> Iterator[Case]:
     def with_tensors(edit: Callable[[dict, str], dict]) -> Callable[[Box], None]:
         def change(box: Box) -> None:
             tensors = read_tensors(box, file)
-            name = random.Random(seed).choice(sorted(n for n, x in tensors.items() if x.ndim >= 2))
+            name = random.Random(seed).choice(sorted(n for n, x in tensors.items() if len({*x.shape[:2]}) == 2))
             write_tensors(box, file, edit(tensors, name))
 
         return change

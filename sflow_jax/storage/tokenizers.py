@@ -11,6 +11,8 @@ from sflow_jax.storage.paths import is_remote
 
 # A tokenizer without a stated limit reports a huge one.
 LONGEST_TEXT = 100_000
+# Bytes of one file of a tokenizer; the largest known have 35 MB.
+LARGEST_FILE = 64 * 10**6
 ADVICE = "take the whole folder of the published model, with tokenizer.json and tokenizer_config.json"
 
 
@@ -27,6 +29,9 @@ def load_tokenizer(folder: epath.PathLike) -> Any:
     folder = epath.Path(folder)
     if not folder.exists():
         raise ValueError(f"no tokenizer at {folder}; convert the source again")
+    for file in folder.iterdir():
+        if not file.is_dir() and file.stat().length > LARGEST_FILE:
+            raise ValueError(f"{file} is larger than any tokenizer's ({LARGEST_FILE // 10**6} MB); {ADVICE}")
     with tempfile.TemporaryDirectory() as temporary:
         local = folder
         if is_remote(folder):
