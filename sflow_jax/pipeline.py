@@ -323,7 +323,7 @@ class StableFlow:
         prompt: str,
         edit_prompt: str | None = None,
         *,
-        points: Sequence[Sequence[float]] = (),
+        points: Sequence[Any] = (),
         words: Sequence[str] = (),
         image: Picture | None = None,
         inversion: Inversion | None = None,

@@ -184,7 +184,7 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def recording(model: FluxTransformer2DModel, text_tokens: int):
-    """A dictionary that fills with every layer's keys, values and weights in attention, and the streams behind it."""
+    """A dictionary that fills with every layer's keys, values and attention, and the streams behind it."""
     seen = {name: [] for name in ("keys", "values", "text", "image", "attention")}
     attend = transformer_flux.dispatch_attention_fn
 

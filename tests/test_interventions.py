@@ -437,13 +437,12 @@ def test_attention_is_that_of_diffusers(pair, model, region):
 
 
 def test_attention_beside_is_divided(pair, region):
-    """The source's tokens take weight from the own ones, whose proportions stay, in the first layer that sees them."""
+    """The source's tokens take weight from the own ones, in the first layer that sees them."""
     plain, beside = watched(pair, nothing()), watched(pair, nothing().extending([1], 0.4).within(region))
     own, source = np.s_[..., : WORDS + CANVAS.tokens], np.s_[..., WORDS + CANVAS.tokens :]
     assert not plain[source].any() and not beside[source][:, 0].any()
     assert (beside[source][1, EDITS] > 0).all() and not beside[source][[0, 2, 3, 4]].any()
     rest = beside[own].sum(axis=-1, keepdims=True)
-    # Heads share differently, so that only one of them would keep its proportions exactly.
     assert (rest[1, EDITS] < 1 - TINY).all() and (beside[own][1, EDITS] <= plain[own][1, EDITS] + 1e-6).all()
 
 

@@ -34,10 +34,11 @@ POINT_FORM = "a row and a column: pixels such as 40,52, or shares such as 0.6,0.
 class Looked:
     """What is asked for.
 
-    points: pairs of row and column, pixels if whole numbers, else shares. words: of the prompt. SettingError for none at all, and for points that are no pairs of numbers of one kind.
+    points: pairs of row and column, pixels if whole numbers, else shares of height and width. words: of the prompt.
+    SettingError for none at all, and for points that are no pairs of numbers of one kind.
     """
 
-    points: Sequence[Sequence[float]] = ()
+    points: Sequence[Any] = ()
     words: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class Looked:
         return *places, *words
 
 
-def parse_point(text: str) -> tuple[float, float]:
+def parse_point(text: str) -> tuple[int, int] | tuple[float, float]:
     """`40,52` as pixels, `0.6,0.8` as shares of height and width; SettingError for anything else."""
     kind = float if "." in text else int
     try:
@@ -145,7 +146,7 @@ def _check_point(point: Any) -> None:
     raise SettingError(f"a `point` must be {POINT_FORM}, found {point!r:.80}")
 
 
-def _place(point: Sequence[float], canvas: Canvas) -> tuple[int, int]:
+def _place(point: Sequence[Any], canvas: Canvas) -> tuple[int, int]:
     """Row and column of the image token that a point lies in; SettingError outside the picture."""
     sides, whole = (canvas.height, canvas.width), isinstance(point[0], numbers.Integral)
     if not all(0 <= number <= (side - 1 if whole else 1) for number, side in zip(point, sides)):

@@ -45,7 +45,7 @@ OF_EDITS = [
 
     sflow atlas -m checkpoints/flux-dev -p "A man in a park" --word park --point 0.5,0.5 --step-by-step -o park
 
-    sflow atlas -m checkpoints/flux-dev --image man.jpg -p "A man" -e "A man, hat" --method coupled --word hat -o hat
+    sflow atlas -m checkpoints/flux-dev --image man.jpg -p "A man" -e "A man, hat" --method coupled --word hat -o m
     """,
 )
 @model_options()
