@@ -101,7 +101,7 @@ def our_step(network: nnx.Module, canvas: Canvas, inputs: StepInputs) -> Callabl
         start = State(inputs.latents, np.zeros_like(inputs.latents))
         # A step uses up its state.
         state = jax.device_put(start, place, may_alias=False)
-        moved, _, _ = take_step(
+        moved, *_ = take_step(
             network, conditioning, guidance, state, step, canvas=canvas, sharding=place, kernel="auto"
         )
         return np.asarray(moved.latents)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 # Name → the module that has it.
 _HOME = {
+    "AttentionAtlas": "results",
     "Candidates": "editing.choosing",
     "Edit": "results",
     "EditSettings": "settings",
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from sflow_jax.painter import Painter
     from sflow_jax.pipeline import StableFlow
     from sflow_jax.progress import Stopped
-    from sflow_jax.results import Edit, Generation, Inversion
+    from sflow_jax.results import AttentionAtlas, Edit, Generation, Inversion
     from sflow_jax.sampling.control import LayerControl
     from sflow_jax.settings import (
         EditSettings,

@@ -156,6 +156,7 @@ class Painter:
         inversion: Inversion | None = None,
         replay: str = "aligned",
         between: tuple[int, int] | None = None,
+        watch: Callable[[Reached], None] | None = None,
         progress: Progress = ignore,
         what: str = "painting",
     ) -> Float[Array, "b s c"]:
@@ -164,7 +165,7 @@ class Painter:
         The batch is `groups` × members, member 0 of each group the source; the control says how many steps.
         negative: conditioning of the second branch, for families whose guidance has one; not computed where all
         guidance is 1. inversion: what the only group's source replays. between: only these steps, first to before
-        last, with `noise` the latents before the first.
+        last, with `noise` the latents before the first. watch: see `follow`.
         """
         self._check(control, len(noise), canvas)
         first, last = between or (0, control.steps)
@@ -183,6 +184,7 @@ class Painter:
             guidance=guidance,
             negative=negative,
             groups=groups,
+            watch=watch,
             progress=progress,
             what=what,
         )

@@ -1,6 +1,5 @@
 """StableFlow: text and pictures in, pictures out."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.editing.branches import Branches
+from sflow_jax.atlas.atlas import Looked, atlas_of_edit, atlas_of_generation
 from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
-from sflow_jax.editing.edit import Request, checked_noise, edit_pictures, find_region
+from sflow_jax.editing.edit import Request, edit_pictures, find_region
+from sflow_jax.editing.generation import generate_pictures
 from sflow_jax.editing.methods import AUTO_REGION, Method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe
 from sflow_jax.editing.sources import invert_picture
@@ -25,7 +25,7 @@ from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.files import Picture
 from sflow_jax.progress import Progress, as_progress
-from sflow_jax.results import Edit, Generation, Inversion
+from sflow_jax.results import AttentionAtlas, Edit, Generation, Inversion
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.schedule import Schedule
@@ -37,7 +37,6 @@ from sflow_jax.settings import (
     InversionSettings,
     Placement,
     SweepSettings,
-    check_prompts,
 )
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.find import find_vital_layers
@@ -175,37 +174,10 @@ class StableFlow:
         skip_window: skip-layer guidance, see `LayerControl.skipping`.
         """
         asked = GenerationSettings(
-            steps=steps, guidance=guidance, seed=seed, height=height, width=width, negative=negative,
+            steps=steps, guidance=guidance, seed=seed, height=height, width=width, bypass=bypass, negative=negative,
             skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
         )  # fmt: skip
-        canvas, layers = self.info.canvas(height, width), self.resolve_layers(bypass)
-        start = checked_noise(self.painter, seed, noise, canvas)
-        batch, count = len(check_prompts(prompts)), steps or self.defaults.steps
-        branches = Branches.of(self.painter, batch, asked)
-        control = branches.on(LayerControl.none(count, batch, self.layers).bypassing(layers))
-        conditioning = self.encode_prompts(prompts)
-        scale = _guidance(guidance, self.defaults.guidance, batch)
-        settings = dataclasses.replace(
-            asked,
-            steps=count,
-            guidance=tuple(scale.tolist()) if np.ndim(guidance) else float(scale[0]),
-            height=canvas.height,
-            width=canvas.width,
-            bypass=layers,
-            **branches.record(count),
-        )
-        latents = self.painter.denoise(
-            np.repeat(start[None], batch, axis=0),
-            conditioning,
-            control,
-            canvas,
-            guidance=scale,
-            negative=branches.conditioning(self.painter),
-            groups=batch,
-            progress=as_progress(progress),
-            what="generating",
-        )
-        return Generation(self.painter.decode(latents, canvas), latents, settings)
+        return generate_pictures(self.painter, prompts, noise, asked, as_progress(progress))
 
     def invert(
         self,
@@ -346,6 +318,36 @@ class StableFlow:
         request = Request(source_prompt, [edit_prompt], image, None, None, asked, latents)
         return try_edits(self.painter, request, Trial(methods, guidances, strengths), as_progress(progress))
 
+    def attention_atlas(
+        self,
+        prompt: str,
+        edit_prompt: str | None = None,
+        *,
+        points: Sequence[Any] = (),
+        words: Sequence[str] = (),
+        image: Picture | None = None,
+        inversion: Inversion | None = None,
+        latents: Float[AnyArray, "s c"] | None = None,
+        noise: Float[AnyArray, "s c"] | None = None,
+        progress: bool | Progress = True,
+        **settings: Any,
+    ) -> AttentionAtlas:
+        """Where points and words of a picture attend in every layer: to text, to its own tokens, to the source's.
+
+        The picture is the edit's, or without an edit prompt the prompt's. points: pairs of row and column, pixels
+        if whole numbers, else shares of height and width. words: of that picture's prompt. image, inversion,
+        latents, noise, settings: as of `edit`, or without an edit prompt (noise and settings alone) of `generate`.
+        """
+        looked = Looked(points, words)
+        if edit_prompt is None:
+            sources = {"image": image, "inversion": inversion, "latents": latents}
+            for name in (name for name, value in sources.items() if value is not None):
+                raise SettingError(f"`{name}` needs an edit of it; give `edit_prompt`")
+            asked = GenerationSettings(**settings)
+            return atlas_of_generation(self.painter, prompt, noise, asked, looked, as_progress(progress))
+        request = Request(prompt, [edit_prompt], image, inversion, noise, EditSettings(**settings), latents)
+        return atlas_of_edit(self.painter, request, looked, as_progress(progress))
+
     def find_vital_layers(
         self,
         out: epath.PathLike,
@@ -375,11 +377,3 @@ class StableFlow:
         return self.painter.denoise(
             noise, conditioning, control, canvas, guidance=guidance, groups=groups, **options
         )
-
-
-def _guidance(guidance: float | Sequence[float] | None, default: float, batch: int) -> Float[np.ndarray, " b"]:
-    """One float32 a row; SettingError for a wrong number of them."""
-    values = np.asarray(default if guidance is None else guidance, np.float32)
-    if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
-        raise SettingError(f"`guidance` must be one number or {batch}, one a row, found {values.tolist()}")
-    return np.broadcast_to(values, (batch,)).copy()

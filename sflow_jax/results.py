@@ -84,6 +84,62 @@ class Edit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Query:
+    """Whose attention is looked at. name: such as "word hat" or "point 20,31". tokens: joint numbers, text first.
+
+    row, column: of a point's token; None of words.
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+    row: int | None = None
+    column: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionAtlas:
+    """Where points of a picture and words of its prompt attend, in every layer and step.
+
+    Softmax attention, the mean over heads and over a word's tokens, float32. Of one step, layer and query all
+    numbers add up to one. text: [t, n, q, w], to text tokens. own: [t, n, q, rows, columns], to image tokens by the
+    picture's own keys. source: the same, to those whose keys are the source's, injected or beside the own ones; of
+    a key that is injected by a share, that share. Values do not count. queries: one a q. first_step: the number of
+    the first step, since some methods leave steps out. layer_kinds: as ("double", 19) in global order. result: what
+    was painted.
+    """
+
+    text: Float[np.ndarray, "t n q w"]
+    own: Float[np.ndarray, "t n q rows columns"]
+    source: Float[np.ndarray, "t n q rows columns"]
+    queries: tuple[Query, ...]
+    first_step: int
+    layer_kinds: tuple[tuple[str, int], ...]
+    result: Edit | Generation
+
+    @property
+    def image(self) -> Float[np.ndarray, "y x 3"]:
+        """The picture that is looked at."""
+        return self.result.images[-1]
+
+    @property
+    def shares(self) -> Float[np.ndarray, "t n q 3"]:
+        """Of attention that goes to the source's image tokens, to the own ones, and to text."""
+        parts = (self.source.sum(axis=(-2, -1)), self.own.sum(axis=(-2, -1)), self.text.sum(axis=-1))
+        return np.stack(parts, axis=-1)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Such as "18 double"."""
+        kinds = [kind for kind, count in self.layer_kinds for _ in range(count)]
+        return [f"{number} {kind}" for number, kind in enumerate(kinds)]
+
+    def mean(self) -> "AttentionAtlas":
+        """The mean over steps, as one step."""
+        means = {name: getattr(self, name).mean(axis=0, keepdims=True) for name in ("text", "own", "source")}
+        return dataclasses.replace(self, **means)
+
+
+@dataclasses.dataclass(frozen=True)
 class Inversion:
     """A picture's path to noise.
 

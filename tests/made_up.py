@@ -123,6 +123,9 @@ class Reader:
         codes = np.array([[ord(c) % 128 for c in prompt[:WORDS].ljust(WORDS, "\0")] for prompt in prompts])
         return Letters(self.vocabulary.embedding(jnp.asarray(codes)), jnp.asarray(codes > 0, jnp.float32))
 
+    def locate(self, prompt, word) -> tuple[int, ...]:
+        return tuple(range(prompt.index(word), prompt.index(word) + len(word)))
+
 
 class MadeUp(Family):
     """Every answer that general parts ask for."""

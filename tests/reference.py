@@ -177,15 +177,21 @@ def shifting_keys(model: FluxTransformer2DModel, number: int, text_tokens: int, 
     return changing([blocks(model)[number].attn.norm_k], change, elements)
 
 
+def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """[b, h, l, k] → softmax attention [b, l, l], the mean over heads."""
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+
+
 @contextlib.contextmanager
 def recording(model: FluxTransformer2DModel, text_tokens: int):
-    """A dictionary that fills with every layer's keys and values in attention, and the streams behind it."""
-    seen = {name: [] for name in ("keys", "values", "text", "image")}
+    """A dictionary that fills with every layer's keys, values and attention, and the streams behind it."""
+    seen = {name: [] for name in ("keys", "values", "text", "image", "attention")}
     attend = transformer_flux.dispatch_attention_fn
 
     def watch_attention(query, key, value, **options):
         seen["keys"].append(key[:, text_tokens:])
         seen["values"].append(value[:, text_tokens:])
+        seen["attention"].append(attention_weights(query.transpose(1, 2), key.transpose(1, 2)))
         return attend(query, key, value, **options)
 
     def watch_streams(module, _, output):

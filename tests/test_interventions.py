@@ -15,7 +15,7 @@ from conftest import relative
 
 from sflow_jax.models.flux1 import FluxConditioning, position_ids
 from sflow_jax.models.interventions import NOTHING, Interventions, LayerInterventions, inject_source
-from sflow_jax.models.layout import CAPTURES, Layout
+from sflow_jax.models.layout import ATTENTION, CAPTURES, Layout
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import LayerControl
 
@@ -401,6 +401,63 @@ def test_captured_keys_and_values_are_the_layers_own(layer, pair):
 def test_capturing_leaves_the_velocity_as_it_is(pair):
     output = pair.call(filled(everything([1, 3])).interventions(0), capture=CAPTURES)
     assert relative(output.velocity, pair.ours(everything([1, 3]))) <= ROUNDING
+
+
+WATCHED = (0, 4, WORDS, WORDS + 17, WORDS + CANVAS.tokens - 1)
+
+
+def watched(pair, control) -> np.ndarray:
+    """Where `WATCHED` attend, [n, b, q, text and own and source tokens]; rows add up to one."""
+    output = pair.call(control.watching(WATCHED).interventions(0), capture=(ATTENTION,))
+    weights = np.asarray(output.captured[ATTENTION])
+    assert weights.dtype == np.float32
+    assert weights.shape == (LAYERS, MEMBERS, len(WATCHED), WORDS + 2 * CANVAS.tokens)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    assert relative(output.velocity, pair.call(control.interventions(0)).velocity) <= ROUNDING
+    return weights
+
+
+def test_attention_is_that_of_diffusers(pair, model, region):
+    """In all layers; of keys that are injected by a share in layers 1 and 3, that share is the source's."""
+    share = 0.6 * (1 - 0.75 * region)
+    control = nothing().injecting([1, 3], keys=0.6, values=0.2).within(region, inside=0.25)
+    ours = watched(pair, control)
+    with contextlib.ExitStack() as stack:
+        for layer in (1, 3):
+            strengths = {"keys": torch.tensor(share), "values": torch.tensor(share / 3)}
+            stack.enter_context(reference.moving(model, layer, WORDS, **strengths))
+        theirs = stack.enter_context(reference.recording(model, WORDS))
+        pair.theirs()
+    text, own, source = np.split(ours, [WORDS, WORDS + CANVAS.tokens], axis=-1)
+    expected = torch.stack(theirs["attention"])[:, :, list(WATCHED)].numpy()
+    assert np.abs(np.concatenate([text, own + source], axis=-1) - expected).max() <= 1e-4
+    share[0] = 0
+    injected = np.zeros((LAYERS, 1, 1, 1)) + np.isin(np.arange(LAYERS), (1, 3)).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(source, injected * share[:, None] * expected[..., WORDS:], atol=1e-4)
+
+
+def test_attention_beside_is_divided(pair, region):
+    """The source's tokens take weight from the own ones, in the first layer that sees them."""
+    plain, beside = watched(pair, nothing()), watched(pair, nothing().extending([1], 0.4).within(region))
+    own, source = np.s_[..., : WORDS + CANVAS.tokens], np.s_[..., WORDS + CANVAS.tokens :]
+    assert not plain[source].any() and not beside[source][:, 0].any()
+    assert (beside[source][1, EDITS] > 0).all() and not beside[source][[0, 2, 3, 4]].any()
+    rest = beside[own].sum(axis=-1, keepdims=True)
+    assert (rest[1, EDITS] < 1 - TINY).all() and (beside[own][1, EDITS] <= plain[own][1, EDITS] + 1e-6).all()
+
+
+def test_a_source_beside_counts_as_often_as_it_weighs():
+    """Against plain softmax over the concatenated keys, for two groups of two."""
+    generator = np.random.default_rng(6)
+    query, key = (jnp.asarray(generator.standard_normal((4, 9, 2, 8)), jnp.float32) for _ in range(2))
+    weight, tokens = np.float32([0.3, 0.7, 0.5, 0.2]), np.array([[1, 3, 8]] * 4)
+    layer = LayerInterventions(extend=weight)
+    ours = Layout(members=2, capture=(ATTENTION,)).watch(query, key, 2, layer, None, tokens)
+    for row in range(4):
+        keys = np.concatenate([key[row], key[2 * (row // 2), 2:]])
+        scores = np.einsum("lhk,mhk->hlm", query[row], keys)[:, tokens[row]] / np.sqrt(8)
+        counted = np.exp(scores) * np.repeat([1.0, weight[row] * (row % 2)], [9, 7])
+        assert relative(ours[row], (counted / counted.sum(-1, keepdims=True)).mean(axis=0)) <= 1e-5
 
 
 def test_other_values_compile_nothing(pair, region, compilations):

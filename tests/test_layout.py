@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families",
     "storage", "measures", "results", "convert", "catalogue", "painter", "editing", "planning", "runs", "reports",
-    "toyworld", "vitality", "pipeline", "evaluation", "commands",
+    "toyworld", "vitality", "atlas", "pipeline", "evaluation", "commands",
 )  # fmt: skip
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
 LATE = {
@@ -112,6 +112,7 @@ GENERAL = (
     "runs",
     "reports",
     "vitality",
+    "atlas",
     "pipeline",
     "storage",
     "measures",

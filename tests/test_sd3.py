@@ -1,6 +1,8 @@
 """SD3 and SD3.5 in float32 against diffusers: networks, generation, edits, inversion, skip-layer guidance."""
 
 import dataclasses
+import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,14 @@ import pytest
 import torch
 from conftest import relative
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from reference_sd3 import Reference, packed, unpacked
+from reference import attention_weights
+from reference_sd3 import Reference, injecting, packed, unpacked
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
 from sflow_jax.errors import SettingError
 from sflow_jax.families.sd3 import SCHEDULER, SD3
-from sflow_jax.models.layout import CAPTURES, Layout
+from sflow_jax.models.layout import ATTENTION, CAPTURES, Layout
 from sflow_jax.models.sd3 import Sd3Conditioning
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import fit_picture, to_network
@@ -91,11 +94,11 @@ def repeated(noise, batch):
     return torch.tensor(noise).repeat(batch, 1, 1)
 
 
-@jax.jit
-def evaluate(transformer, latents, conditioning, sigma, interventions):
+@functools.partial(jax.jit, static_argnames="layout")
+def evaluate(transformer, latents, conditioning, sigma, interventions, layout=Layout(capture=CAPTURES)):
     return transformer(
         latents, conditioning, sigma=sigma, canvas=Canvas.of(HEIGHT, WIDTH, 16), interventions=interventions,
-        layout=Layout(capture=CAPTURES),
+        layout=layout,
     )  # fmt: skip
 
 
@@ -130,6 +133,43 @@ def test_transformer_agrees_and_skips_every_layer(case):
         )
         assert relative(ours.velocity, theirs) <= NETWORK_LIMIT, skipped
     assert {name: x.shape[0] for name, x in ours.captured.items()} == dict.fromkeys(CAPTURES, case.layers)
+
+
+def test_attention_is_that_of_diffusers(case):
+    """Of text and image tokens, the picture 1 with all keys and values of picture 0."""
+    latents, text, pooled = random_inputs()
+    watched, words, attend = [0, 7, 11, 22], text.shape[1], torch.nn.functional.scaled_dot_product_attention
+    theirs = []
+
+    def watch(query, key, value, **options):
+        # The image's own attention is not looked at.
+        if query.shape[2] == words + ROWS * COLUMNS:
+            theirs.append(attention_weights(query, key))
+        return attend(query, key, value, **options)
+
+    patched = mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", watch)
+    with patched, injecting(case.pipe.transformer, range(case.layers), 1):
+        case.oracle.velocity(torch.tensor(latents), torch.tensor(text), torch.tensor(pooled), 0.7)
+    control = LayerControl.none(1, 2, case.layers).injecting(range(case.layers)).watching(watched)
+    ours = evaluate(
+        case.flow.transformer, latents, Sd3Conditioning(text, pooled), jnp.full(2, 0.7), control.interventions(0),
+        Layout(members=2, capture=(ATTENTION,)),
+    ).captured[ATTENTION]  # fmt: skip
+    seen, own, source = np.split(np.asarray(ours), [words, words + ROWS * COLUMNS], axis=-1)
+    assert not own[:, 1].any() and not source[:, 0].any()
+    # diffusers has the image first.
+    expected = torch.stack(theirs).roll(words, dims=(2,)).roll(words, dims=(3,))[:, :, watched]
+    assert np.abs(np.concatenate([seen, own + source], axis=-1) - expected.numpy()).max() <= 1e-4
+
+
+def test_an_atlas_is_of_the_prompts_branch(case):
+    options = {"steps": 2, "words": ["cat"], "points": [(20, 40)], "layers": "all", **SIZE}
+    guided, plain = (case.flow.attention_atlas(*PROMPTS[:2], guidance=g, **options) for g in (4.0, 1.0))
+    assert guided.text.shape == (2, case.layers, 2, case.flow.prompts.words)
+    np.testing.assert_allclose(guided.shares.sum(axis=-1), 1, atol=1e-5)
+    assert not guided.own.any() and guided.queries[1].tokens[-1] >= 77
+    # Both begin at the same noise, so that the first step's attention is the same.
+    np.testing.assert_allclose(guided.source[0], plain.source[0], atol=1e-5)
 
 
 @torch.no_grad()

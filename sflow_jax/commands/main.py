@@ -9,6 +9,7 @@ from sflow_jax.commands.console import HELP_WIDTH, run_command
 
 # Command → what it does in a line. Its module is imported only when the command is used.
 COMMANDS = {
+    "atlas": "See where points and words attend in every layer.",
     "demo": "See the method at work on the embedded model.",
     "edit": "Edit a generated picture or a photo.",
     "evaluate": "Compare ways of editing on a benchmark.",

@@ -28,6 +28,8 @@ METHOD_FLAGS = {
     for field in dataclasses.fields(Method)
     if field.name not in {*NUMBERS, *(setting.name for setting in dataclasses.fields(EditSettings))}
 } | {"keys": "--strength", "values": "--strength"}
+# What `method_options` adds to a command.
+METHOD_PARAMETERS = ("strength", "keys_only", "values_only", *NUMBERS, "assignments")
 SHAPES = {
     "grow": (int, "Tokens added around the region."),
     "soften": (float, "Blur of the region's edge, in tokens."),

@@ -23,6 +23,7 @@ from sflow_jax.editing.sources import (
     painted_source,
     source_of_inversion,
 )
+from sflow_jax.editing.watch import Watch
 from sflow_jax.errors import SettingError
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.canvas import Canvas
@@ -44,6 +45,7 @@ class Request:
 
     source: its prompt. edits: theirs. image, inversion, latents (clean, packed): of the source; without them it is
     painted. noise: packed [s, c], replaces the seed of a painted source. strengths: of the injection, one an edit.
+    watch: of an edit, which it fills.
     """
 
     source: str
@@ -54,6 +56,7 @@ class Request:
     settings: EditSettings
     latents: Float[AnyArray, "s c"] | None = None
     strengths: tuple[float, ...] | None = None
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edits, str) or not self.edits:
@@ -93,7 +96,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     editor = Editor(
         painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
-        progress, passes, branches, asked.attentions,
+        progress, passes, branches, asked.attentions, request.watch,
     )  # fmt: skip
     regions = _regions(editor, mask, method)
     method = _locking(method, regions)
@@ -246,7 +249,7 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
     prompts, asked = Prompts(conditioning, scale, branches.conditioning(painter)), request.settings
     editor = Editor(
         painter, canvas, noise, prompts, None, asked.seed, asked.edits_at_once, progress, branches=branches,
-        attentions=asked.attentions,
+        attentions=asked.attentions, watch=request.watch,
     )  # fmt: skip
     latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))

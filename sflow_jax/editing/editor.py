@@ -16,6 +16,7 @@ from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.methods import Method
 from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
 from sflow_jax.editing.regions import RegionRecipe, region_of_differences
+from sflow_jax.editing.watch import Watch
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.canvas import Canvas
@@ -77,7 +78,8 @@ class Editor:
 
     picture: clean latents [s, c]. prompts: of the source and the edits. inversion: the picture's, for methods that
     follow one. seed: of every noise. at_once: edits in one batch. branches: whose skip-layer guidance edits have.
-    attentions: of two in a layer, those that inject.
+    attentions: of two in a layer, those that inject. watch: what is looked at while edits are painted, all of them
+    in one batch.
     """
 
     painter: Painter
@@ -91,6 +93,7 @@ class Editor:
     passes: int = 0
     branches: Branches = Branches(None)
     attentions: str = ATTENTIONS[0]
+    watch: Watch | None = None
 
     def noise(self, number: int) -> Float[np.ndarray, "s c"]:
         """One of the seed's many noises, the same for all rows."""
@@ -115,6 +118,8 @@ class Editor:
             if strengths is not None:
                 control = control.weakened([1.0 if row == 0 else strengths[row - 1] for row in members])
             control = self.branches.on(control)
+            if self.watch is not None:
+                control = self.watch.on(control)
             locked = None
             if regions is not None:
                 flat = regions.reshape(len(regions), -1)
@@ -125,9 +130,10 @@ class Editor:
             yield from method_steps(method, start, sigmas, control, blank, locked)
 
         rows: list[Array] = []
+        see = None if self.watch is None else self.watch.see
         for members in self._batches():
             latents = self._follow(
-                members, start.latents(method), path_of, method.steps - method.left_out, "editing"
+                members, start.latents(method), path_of, method.steps - method.left_out, "editing", watch=see
             )
             rows.append(latents if not rows else latents[1:])
         # Filling up the last batch repeated its last edit.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.families.family import Configs, Defaults, Family, NetworkSpec, Published, VitalLayers
-from sflow_jax.families.text import tokenize
+from sflow_jax.families.text import find_word, tokenize
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip import ClipText, ClipTextConfig
 from sflow_jax.models.flux1 import Flux, FluxConditioning, FluxConfig
@@ -178,6 +178,10 @@ class FluxText:
             pooled.append(_clip_pooled(self.clip, clip_ids))
             text.append(t5_features(t5, t5_ids))
         return FluxConditioning(text=jnp.concatenate(text), pooled=jnp.concatenate(pooled))
+
+    def locate(self, prompt: str, word: str) -> tuple[int, ...]:
+        """T5's tokens of a word; SettingError where it is not in the prompt."""
+        return find_word(prompt, word, [(self.t5_tokenizer, self.t5_length)])
 
 
 FLUX1 = Flux1()

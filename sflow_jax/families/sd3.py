@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.families.family import Configs, Defaults, Family, NetworkSpec, Published, VitalLayers
-from sflow_jax.families.text import tokenize
+from sflow_jax.families.text import find_word, tokenize
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip import ClipText, ClipTextConfig
 from sflow_jax.models.sd3 import PATCH, Sd3, Sd3Conditioning, Sd3Config
@@ -201,6 +201,13 @@ class Sd3Text:
         t5 = self.fetch_t5() if self.fetch_t5 else None
         rows = [self._encode_one(prompt, clips, t5) for prompt in prompts]
         return Sd3Conditioning.concatenate(rows)
+
+    def locate(self, prompt: str, word: str) -> tuple[int, ...]:
+        """CLIP's tokens of a word (both CLIPs share them), then T5's; SettingError where it is not in a prompt."""
+        readers = [(self.tokenizers["clip_l"], self.clip_length)]
+        if self.fetch_t5 is not None:
+            readers.append((self.tokenizers["t5"], self.t5_length))
+        return find_word(prompt, word, readers)
 
     def _encode_one(self, prompt: str, clips: dict[str, ClipText], t5: T5Encoder | None) -> Sd3Conditioning:
         texts, pooled = [], []

@@ -112,6 +112,29 @@ def extended_attention(
     return (mixed / totals.swapaxes(1, 2)[..., None]).astype(value.dtype)
 
 
+def attention_weights(
+    query: Float[Array, "b q h k"],
+    key: Float[Array, "b l h k"],
+    source_key: Float[Array, "b s h k"] | None = None,
+    weight: Float[Array, "b q"] | None = None,
+) -> Float[Array, "b q l_or_l_plus_s"]:
+    """How some queries share their attention among all keys, the mean over heads, float32: rows add up to one.
+
+    source_key, weight: those of a source stand beside the own ones, and count `weight` times, as
+    `extended_attention` has it. Memory is queries × tokens.
+    """
+    scaled = query * query.shape[-1] ** -0.5
+
+    def scores(keys: jax.Array) -> jax.Array:
+        return jnp.einsum("bqhk,bmhk->bhqm", scaled, keys, preferred_element_type=jnp.float32)
+
+    parts = [scores(key)]
+    if source_key is not None:
+        # Nothing is e^-inf: such a key gets no share.
+        parts.append(scores(source_key) + jnp.log(weight.astype(jnp.float32))[:, None, :, None])
+    return jax.nn.softmax(jnp.concatenate(parts, axis=-1), axis=-1).mean(axis=1)
+
+
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """cuDNN's flash attention (NVIDIA GPUs, 16-bit numbers); memory linear in the tokens."""
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray, Leaf
 from sflow_jax.models.attention import rotary_angles, rotate
@@ -155,15 +155,27 @@ class FluxConditioning(Conditioning):
 class Call:
     """What all layers of one call share, beside what is scanned.
 
-    words: text tokens w. region: share of the injection that each image token takes. axes, theta: of the rotary
-    position embedding.
+    words: text tokens w. region: share of the injection that each image token takes. watched: tokens whose
+    attention is handed out. axes, theta: of the rotary position embedding.
     """
 
     layout: Layout
     words: int
     region: Float[AnyArray, "b s"] | None
+    watched: Int[AnyArray, "b q"] | None
     axes: tuple[int, ...]
     theta: float
+
+    def attend(
+        self,
+        query: Float[Array, "b l h k"],
+        key: Float[Array, "b l h k"],
+        value: Float[Array, "b l h k"],
+        layer: LayerInterventions,
+    ) -> tuple[Float[Array, "b l h k"], Float[Array, "b q keys"] | None]:
+        """Joint attention, and where the watched tokens attend."""
+        mixed = self.layout.attend_beside(query, key, value, self.words, layer.extend, self.region)
+        return mixed, self.layout.watch(query, key, self.words, layer, self.region, self.watched)
 
     def shift_keys(
         self, key: Float[Array, "b s h k"], shift: Float[AnyArray, "b 2"] | None
@@ -248,19 +260,21 @@ class DoubleBlock(nnx.Module):
         key, value = inject_keys_values(
             call.shift_keys(own_key, layer.key_shift), own_value, layer, call.region, layout.members
         )
-        mixed = layout.attend_beside(
+        mixed, seen = call.attend(
             jnp.concatenate([text_query, query], axis=1),
             jnp.concatenate([text_key, key], axis=1),
             jnp.concatenate([text_value, value], axis=1),
-            words, layer.extend, call.region,
-        )  # fmt: skip
+            layer,
+        )
         mixed = scale_heads(mixed, layer.heads)
         attention, mlp = (layer.gate, layer.attention), (layer.gate, layer.mlp)
         text = self.text.add_attention(text, mixed[:, :words], scale_gate(text_attention.gate, *attention))
         image = self.image.add_attention(image, mixed[:, words:], scale_gate(image_attention.gate, *attention))
         text = layout.keep_whole(self.text.add_mlp(text, text_mlp, scale_gate(text_mlp.gate, *mlp)))
         image = layout.keep_whole(self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, *mlp)))
-        return (text, image), layout.captured(keys=own_key, values=own_value, text=text, image=image)
+        return (text, image), layout.captured(
+            keys=own_key, values=own_value, text=text, image=image, attention=seen
+        )
 
 
 class SingleBlock(nnx.Module):
@@ -291,15 +305,16 @@ class SingleBlock(nnx.Module):
         normed = modulate(x, modulation.shift, modulation.scale, self.epsilon)
         query, own_key, own_value = self.attention.project(normed, angles)
         key, value = self._intervened(own_key, own_value, layer, call)
-        mixed = layout.attend_beside(query, key, value, words, layer.extend, call.region)
+        mixed, seen = call.attend(query, key, value, layer)
         mixed = scale_heads(mixed, layer.heads, layer.attention)
         hidden = scale_tokens(jax.nn.gelu(self.mlp_in(normed), approximate=True), layer.mlp)
         # Added before the bias, so that devices that share the products add up once.
         update = self._biased(self.attention.out.product(mixed) + self.mlp_out(hidden), layer)
         x = layout.keep_whole(x + scale_gate(modulation.gate, layer.gate)[:, None] * update)
         return x, layout.captured(
-            keys=own_key[:, words:], values=own_value[:, words:], text=x[:, :words], image=x[:, words:]
-        )
+            keys=own_key[:, words:], values=own_value[:, words:], text=x[:, :words], image=x[:, words:],
+            attention=seen,
+        )  # fmt: skip
 
     def _intervened(
         self, key: Float[Array, "b l h k"], value: Float[Array, "b l h k"], layer: LayerInterventions, call: Call
@@ -386,7 +401,10 @@ class Flux(nnx.Module):
         compile every layer by itself; training on a CPU is a fifth faster so.
         """
         config, dtype, text = self.config, parameter_dtype(self), conditioning.text
-        call = Call(layout, text.shape[1], interventions.region, config.rotary_axes, config.rotary_theta)
+        call = Call(
+            layout, text.shape[1], interventions.region, interventions.watched, config.rotary_axes,
+            config.rotary_theta,
+        )  # fmt: skip
         with jax.named_scope("embed"):
             vector = self.embed(sigma, guidance, conditioning.pooled)
             # Text tokens sit at (0, 0, 0): they are not rotated.

@@ -61,20 +61,33 @@ class Skip(NamedTuple):
     scale: Leaf
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "region", "skip"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["layers", "region", "skip", "watched"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Interventions:
     """What is done in one step. layers: [b, n, …]. region: [b, s], share of the injection that a token takes.
 
-    skip: what the step does beside, which no network sees.
+    skip: what the step does beside, which no network sees. watched: [b, q] int32, joint tokens (text first) whose
+    attention layers hand out; nothing is done to them.
     """
 
     layers: LayerInterventions = LayerInterventions()
     region: Leaf | None = None
     skip: Skip | None = None
+    watched: Leaf | None = None
 
 
 NOTHING = Interventions()
+
+
+def injected_share(
+    strength: Float[AnyArray, " b"], region: Float[AnyArray, "b s"] | None
+) -> Float[Array, "b s"] | Float[Array, "b 1"]:
+    """How far each image token's keys, or values, move to the source's."""
+    share = strength[:, None] if region is None else strength[:, None] * region
+    # In float32: rounded shares would not add up to one, and the source would move.
+    return share.astype(jnp.float32)
 
 
 def inject_source(
@@ -86,9 +99,7 @@ def inject_source(
     """Move each element's image keys (or values) towards those of its group's member 0: exactly there at 1."""
     if strength is None or members == 1:
         return x
-    share = strength[:, None] if region is None else strength[:, None] * region
-    # In float32: rounded shares would not add up to one, and the source would move.
-    share = share.astype(jnp.float32)[:, :, None, None]
+    share = injected_share(strength, region)[:, :, None, None]
     grouped = x.reshape(-1, members, *x.shape[1:])
     source = jnp.broadcast_to(grouped[:, :1], grouped.shape).reshape(x.shape)
     return ((1 - share) * x + share * source).astype(x.dtype)

@@ -6,15 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.models.attention import extended_attention, joint_attention
+from sflow_jax.models.attention import attention_weights, extended_attention, joint_attention
+from sflow_jax.models.interventions import LayerInterventions, injected_share
 from sflow_jax.settings import AUTOMATIC
 
 # What a layer can hand out, over image tokens but for `text`: keys and values as the layer computes them (before
 # injection), the image and text streams behind the layer.
 CAPTURES = ("keys", "values", "image", "text")
+# Beside them: where the tokens of `Interventions.watched` attend, see `Layout.watch`.
+ATTENTION = "attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Layout:
     """How the batch is made, where it is, and what is asked of it (static).
 
     members: batch = groups × members, and member 0 of each group is the source whose keys and values the others may
-    take. kernel, sharding: of attention. capture: names of `CAPTURES` that every layer hands out.
+    take. kernel, sharding: of attention. capture: names of `CAPTURES`, or `ATTENTION`, that every layer hands out.
     """
 
     members: int = 1
@@ -58,15 +61,58 @@ class Layout:
         """
         if weight is None or self.members == 1:
             return self.attend(query, key, value)
-        sources = (x[:, words:].reshape(-1, self.members, *x[:, words:].shape[1:])[:, :1] for x in (key, value))
-        source_key, source_value = (jnp.repeat(x, self.members, axis=1).reshape(-1, *x.shape[2:]) for x in sources)
-        # The source itself sees its own tokens once.
-        share = jnp.where(jnp.arange(len(query)) % self.members == 0, 0.0, weight)[:, None]
-        image = share * (jnp.ones(source_key.shape[:2]) if region is None else region)
-        shares = jnp.concatenate([jnp.broadcast_to(share, (len(query), words)), image], axis=1)
-        return extended_attention(query, key, value, source_key, source_value, shares)
+        shares = self._shares_beside(weight, region, words, key.shape[1] - words)
+        return extended_attention(
+            query, key, value, self._of_source(key[:, words:]), self._of_source(value[:, words:]), shares
+        )
 
-    def captured(self, **values: jax.Array) -> dict[str, jax.Array]:
+    def watch(
+        self,
+        query: Float[Array, "b l h k"],
+        key: Float[Array, "b l h k"],
+        words: int,
+        layer: LayerInterventions,
+        region: Float[AnyArray, "b s"] | None,
+        watched: Int[AnyArray, "b q"] | None,
+    ) -> Float[Array, "b q words_plus_two_s"] | None:
+        """Where tokens attend, mean over heads, float32: shares of text, of own image tokens, of the source's.
+
+        query, key: of text and image, as the layer's attention has them. watched: numbers of joint tokens. Where an
+        image key is injected by a share m, a share m of its weight is the source's. None where nobody asked.
+        """
+        if ATTENTION not in self.capture:
+            return None
+        chosen = jnp.take_along_axis(query, watched[:, :, None, None], axis=1)
+        tokens, beside = key.shape[1] - words, ()
+        if layer.extend is not None and self.members > 1:
+            shares = self._shares_beside(layer.extend, region, words, tokens)
+            beside = self._of_source(key[:, words:]), jnp.take_along_axis(shares, watched, axis=1)
+        weights = attention_weights(chosen, key, *beside)
+        text, image, source = jnp.split(weights, [words, words + tokens], axis=-1)
+        injected = jnp.zeros((len(query), 1, 1))
+        if layer.inject is not None:
+            injected = injected + injected_share(self._of_others(layer.inject[:, 0]), region)[:, None]
+        seen = injected * image if source.shape[-1] == 0 else injected * image + source
+        return jnp.concatenate([text, (1 - injected) * image, seen], axis=-1)
+
+    def _of_source(self, x: Float[Array, "b s h k"]) -> Float[Array, "b s h k"]:
+        """Every element's group's member 0's."""
+        first = x.reshape(-1, self.members, *x.shape[1:])[:, :1]
+        return jnp.repeat(first, self.members, axis=1).reshape(x.shape)
+
+    def _of_others(self, x: Float[AnyArray, " b"]) -> Float[Array, " b"]:
+        """The same numbers, but 0 for sources: what they take from themselves is their own."""
+        return jnp.where(jnp.arange(len(x)) % self.members == 0, 0.0, x)
+
+    def _shares_beside(
+        self, weight: Float[AnyArray, " b"], region: Float[AnyArray, "b s"] | None, words: int, tokens: int
+    ) -> Float[Array, "b l"]:
+        """How much each token's query counts the source's keys; the source itself sees its own tokens once."""
+        share = self._of_others(weight)[:, None]
+        image = share * (jnp.ones((len(weight), tokens)) if region is None else region)
+        return jnp.concatenate([jnp.broadcast_to(share, (len(weight), words)), image], axis=1)
+
+    def captured(self, **values: jax.Array | None) -> dict[str, jax.Array]:
         """Of what a layer has, what was asked for."""
         return {name: values[name] for name in self.capture}
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray, Leaf
 from sflow_jax.models.conditioning import Conditioning
@@ -198,22 +198,32 @@ def sinusoid_table(side: int, width: int) -> Float[Array, "side side width"]:
 class Call:
     """What all layers of one call share, beside what is scanned.
 
-    region: share of the injection that each image token takes.
+    region: share of the injection that each image token takes. watched: tokens whose joint attention is handed out.
     """
 
     layout: Layout
     region: Float[AnyArray, "b s"] | None
+    watched: Int[AnyArray, "b q"] | None
 
     def inject(self, image: QueryKeyValue, layer: LayerInterventions) -> QueryKeyValue:
         """Image keys and values moved to the source's."""
         key, value = inject_keys_values(image.key, image.value, layer, self.region, self.layout.members)
         return QueryKeyValue(image.query, key, value)
 
-    def attend(self, streams: tuple[QueryKeyValue, ...], layer: LayerInterventions) -> Float[Array, "b l h k"]:
-        """Attention over all tokens of some streams, the image's last."""
-        joined = (jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0] for parts in zip(*streams))
-        words = sum(stream.query.shape[1] for stream in streams[:-1])
-        return scale_heads(self.layout.attend_beside(*joined, words, layer.extend, self.region), layer.heads)
+    def attend(
+        self, text: QueryKeyValue, image: QueryKeyValue, layer: LayerInterventions
+    ) -> tuple[Float[Array, "b l h k"], Float[Array, "b q keys"] | None]:
+        """Attention over text and image, whose keys and values may be injected; and where watched tokens attend."""
+        words = text.query.shape[1]
+        query, key, value = (jnp.concatenate(parts, axis=1) for parts in zip(text, self.inject(image, layer)))
+        seen = self.layout.watch(query, key, words, layer, self.region, self.watched)
+        mixed = self.layout.attend_beside(query, key, value, words, layer.extend, self.region)
+        return scale_heads(mixed, layer.heads), seen
+
+    def attend_alone(self, image: QueryKeyValue, layer: LayerInterventions) -> Float[Array, "b s h k"]:
+        """Attention over the image's tokens alone, which nobody watches."""
+        moved = self.inject(image, layer.of_own_attention())
+        return scale_heads(self.layout.attend_beside(*moved, 0, layer.extend, self.region), layer.heads)
 
 
 class Attention(nnx.Module):
@@ -305,7 +315,7 @@ class JointBlock(nnx.Module):
         modulation, image_mlp, *own = split_modulation(numbers.image, self.parts)
         projected = self.image.attention.project(self.image.normed(image, modulation))
         from_text = self.text.attention.project(self.text.normed(text, text_attention))
-        mixed = call.attend((from_text, call.inject(projected, layer)), layer)
+        mixed, seen = call.attend(from_text, projected, layer)
         attention, mlp = (layer.gate, layer.attention), (layer.gate, layer.mlp)
         text = self.text.add_attention(text, mixed[:, :words], scale_gate(text_attention.gate, *attention))
         # Both attentions see the image as it entered.
@@ -316,7 +326,7 @@ class JointBlock(nnx.Module):
         text = keep_whole(self.text.add_mlp(text, text_mlp, scale_gate(text_mlp.gate, *mlp)))
         image = keep_whole(self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, *mlp)))
         return (text, image), call.layout.captured(
-            keys=projected.key, values=projected.value, text=text, image=image
+            keys=projected.key, values=projected.value, text=text, image=image, attention=seen
         )
 
     def _own(
@@ -329,7 +339,7 @@ class JointBlock(nnx.Module):
     ) -> Float[Array, "b s d"]:
         """The gated update of the image's own attention."""
         projected = self.image.own_attention.project(self.image.normed(image, modulation))
-        mixed = call.attend((call.inject(projected, layer.of_own_attention()),), layer)
+        mixed = call.attend_alone(projected, layer)
         return scale_gate(modulation.gate, *scales)[:, None] * self.image.own_attention.out(mixed)
 
 
@@ -347,13 +357,13 @@ class LastBlock(nnx.Module):
         text, image = scale_tokens(streams[0], layer.text), streams[1]
         modulation, image_mlp = split_modulation(numbers.image, 2)
         projected = self.image.attention.project(self.image.normed(image, modulation))
-        mixed = call.attend((self.text.project(text, numbers.text), call.inject(projected, layer)), layer)
+        mixed, seen = call.attend(self.text.project(text, numbers.text), projected, layer)
         gate = scale_gate(modulation.gate, layer.gate, layer.attention)
         image = self.image.add_attention(image, mixed[:, text.shape[1] :], gate)
         image = self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, layer.gate, layer.mlp))
         image = call.layout.keep_whole(image)
         return (text, image), call.layout.captured(
-            keys=projected.key, values=projected.value, text=text, image=image
+            keys=projected.key, values=projected.value, text=text, image=image, attention=seen
         )
 
 
@@ -432,7 +442,8 @@ class Sd3(nnx.Module):
             raise ValueError("keys of this model have no rotary positions that could be shifted")
         dtype, text = parameter_dtype(self), conditioning.text.astype(parameter_dtype(self))
         with jax.named_scope("embed"):
-            vector, call = self.embed(sigma, conditioning.pooled), Call(layout, interventions.region)
+            vector = self.embed(sigma, conditioning.pooled)
+            call = Call(layout, interventions.region, interventions.watched)
             text = jnp.pad(text, ((0, 0), (0, 0), (0, self.config.text_width - text.shape[-1])))
             streams = self.text_in(text), self.image_in(latents.astype(dtype)) + self.positions(canvas)
         layers, first, captured = interventions.layers.per_layer(), 0, []

@@ -17,7 +17,7 @@ from PIL import Image
 SMALL_PICTURE, LARGE_PICTURE = 128, 512
 JPEG_QUALITY = 88
 # Parts of the package that have templates: pages share the first's.
-TEMPLATE_ROOMS = ("reports", "vitality", "evaluation")
+TEMPLATE_ROOMS = ("reports", "vitality", "evaluation", "atlas")
 
 
 def render(template: str, **content: Any) -> str:

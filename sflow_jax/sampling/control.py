@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sflow_jax.errors import SettingError
 from sflow_jax.models.interventions import Interventions, LayerInterventions, Skip
@@ -91,6 +91,7 @@ class LayerControl:
     count in attention beside the own ones. attentions: share of the injection that the joint attention takes, and
     the image's own where a layer has one. skip_gate, skip_scale: of skip-layer guidance, 0 in the layers left out,
     and its scale in every step. region: share of the injection that each image token takes, 0…1, at every step.
+    watched: joint tokens (text first) whose attention every layer hands out in every step, int32.
     """
 
     inject: Bool[np.ndarray, "t b n"]
@@ -107,6 +108,7 @@ class LayerControl:
     skip_gate: Float[np.ndarray, " n"] | None = None
     skip_scale: Float[np.ndarray, " t"] | None = None
     region: Float[np.ndarray, "b s"] | None = None
+    watched: Int[np.ndarray, "b q"] | None = None
 
     @property
     def steps(self) -> int:
@@ -259,6 +261,14 @@ class LayerControl:
         """Inject whole outside a region (1 = to be changed) and only `inside` of it there."""
         return dataclasses.replace(self, region=np.float32(1 - np.asarray(region) * (1 - inside)))
 
+    def watching(self, tokens: Sequence[int]) -> "LayerControl":
+        """Also hand out where these joint tokens attend, the same ones of every element.
+
+        tokens: text comes first, then the image row by row; as many others compile nothing.
+        """
+        rows = np.broadcast_to(np.asarray(tokens, np.int32), (self.inject.shape[1], len(tokens)))
+        return dataclasses.replace(self, watched=rows)
+
     def check(self, batch: int, tokens: int, heads: int) -> None:
         """SettingError unless the arrays are for such a batch and a model and canvas of such sizes."""
         if self.inject.shape[1] != batch:
@@ -287,6 +297,7 @@ class LayerControl:
             ),
             self.region,
             None if self.skip_gate is None else Skip(self.skip_gate, self.skip_scale[step]),
+            self.watched,
         )
 
     def _set(self, before: np.ndarray | None, where: np.ndarray, value: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from sflow_jax.arrays import AnyArray
 from sflow_jax.machine.meshes import batch_sharding
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.models.interventions import Interventions
-from sflow_jax.models.layout import Layout
+from sflow_jax.models.layout import ATTENTION, Layout
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.guidance import (
     BRANCHES,
@@ -44,20 +44,25 @@ def take_step(
     sharding: Sharding,
     kernel: str,
     branches: bool = False,
-) -> tuple[State, Float[Array, "b s c"], Float[Array, ""]]:
+) -> tuple[State, Float[Array, "b s c"], Float[Array, ""], dict[str, Array]]:
     """One step of generation, inversion or editing; the number of groups is `step.offset`'s.
 
-    The state given is used up. Returns the new one, the point where the velocity was evaluated, and one number to
-    wait for when the state is used up in turn. branches: conditioning has two rows an element, see
-    `sampling.guidance`.
+    The state given is used up. Returns the new one, the point where the velocity was evaluated, one number to
+    wait for when the state is used up in turn, and what was captured [n, b, …]: where the tokens that the step
+    watches attend, in the prompt's branch; nothing if it watches none. branches: conditioning has two rows an
+    element, see `sampling.guidance`.
     """
     batch, groups = state.latents.shape[0], step.offset.shape[0]
     layout = Layout(members=batch // groups, kernel=kernel, sharding=sharding)
+    watching = layout if step.interventions.watched is None else dataclasses.replace(layout, capture=(ATTENTION,))
+    captured: dict[str, Array] = {}
     inputs = (conditioning, both_branches(guidance, groups) if branches else guidance)
     prompted_inputs = (one_branch(conditioning, groups), guidance) if branches else inputs
 
-    def evaluate(point: Array, interventions: Interventions, sigma: Array, inputs: tuple = inputs) -> Array:
-        return transformer(
+    def evaluate(
+        point: Array, interventions: Interventions, sigma: Array, inputs: tuple = inputs, layout: Layout = watching
+    ) -> Array:
+        output = transformer(
             point,
             inputs[0],
             sigma=jnp.broadcast_to(sigma, (len(point),)),
@@ -65,7 +70,9 @@ def take_step(
             canvas=canvas,
             interventions=interventions,
             layout=layout,
-        ).velocity
+        )
+        captured.update(output.captured)
+        return output.velocity
 
     def velocity(point: Array, sigma: Array) -> Array:
         at_sigma, plain = (
@@ -79,20 +86,27 @@ def take_step(
             guided = prompted = at_sigma(point, plain)
         if step.interventions.skip is None:
             return guided
-        without = functools.partial(at_sigma, point, inputs=prompted_inputs)
+        without = functools.partial(at_sigma, point, inputs=prompted_inputs, layout=layout)
         return guided + away_from_skipped(without, prompted, step.interventions)
 
     moved, point = advance(velocity, state, step)
     moved, point = jax.lax.with_sharding_constraint((moved, point), sharding)
-    return moved, point, moved.latents[0, 0, 0]
+    if branches:
+        of_prompt = jax.vmap(functools.partial(one_branch, groups=groups))
+        captured = {name: of_prompt(x) for name, x in captured.items()}
+    return moved, point, moved.latents[0, 0, 0], captured
 
 
 class Reached(NamedTuple):
-    """Where a solve is after an interval. point: where the last velocity was evaluated. velocity: that one."""
+    """Where a solve is after an interval. point: where the last velocity was evaluated. velocity: that one.
+
+    captured: of the last evaluation, see `take_step`; unlike the rest it is not used up.
+    """
 
     latents: Float[Array, "b s c"]
     point: Float[Array, "b s c"]
     velocity: Float[Array, "b s c"]
+    captured: dict[str, Array]
 
 
 class Solve:
@@ -144,9 +158,9 @@ class Solve:
         state, done = jax.device_put(start, self.sharding, may_alias=False), None
         for steps in intervals:
             for step in steps:
-                state, point, following = self.step(state, step)
+                state, point, following, captured = self.step(state, step)
                 # Waiting for the step before keeps progress honest without ever idling the device.
                 jax.block_until_ready(done)
                 done = following
-            yield Reached(state.latents, point, state.velocity)
+            yield Reached(state.latents, point, state.velocity, captured)
         jax.block_until_ready(done)

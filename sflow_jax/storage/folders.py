@@ -40,16 +40,20 @@ class Folder:
         image.save(data, "PNG")
         (self.path / name).write_bytes(data.getvalue())
 
+    def text(self, name: str, content: str) -> None:
+        """Save a text in UTF-8."""
+        (self.path / name).write_text(content)
+
     def json(self, name: str, content: dict[str, Any]) -> None:
         """Save a dictionary as indented JSON."""
         (self.path / name).write_text(to_json(content))
 
 
 # What commands write: their records, and the files that these speak of.
-RECORDS = ("edit.json", "generate.json", "inversion.json", "demo.json")
+RECORDS = ("atlas.json", "edit.json", "generate.json", "inversion.json", "demo.json")
 RESULTS = re.compile(
-    r"(grid|candidates|reconstruction|((painted|drawn|reference)-)?(source|(region|edit|picture)-\d+))\.png"
-    r"|inversion\.safetensors"
+    r"(grid|candidates|reconstruction|((painted|drawn|reference)-)?(source|(region|edit|picture)-\d+)"
+    r"|attention-\d+(-step-\d+)?)\.png|inversion\.safetensors"
 )
 # Stands in a folder while a result moves in.
 MOVING = ".result-moving-in"
