@@ -67,6 +67,17 @@ def _model_type(folder: Path) -> str | None:
     return None if model_type is None else str(model_type)
 
 
+def check_features(folder: Path) -> str:
+    """What transformers calls the model; ConversionError where it is no feature network. Reads no weights."""
+    model_type = _model_type(folder)
+    if model_type not in MODEL_TYPES:
+        raise ConversionError(
+            f"{folder / CONFIG_FILE}: model_type {model_type!r:.40} is no feature network; those are "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    return model_type
+
+
 def rename(name: str) -> str | None:
     """Older CLIP files store position numbers, which are not weights."""
     return None if name.endswith(".embeddings.position_ids") else name
@@ -74,12 +85,7 @@ def rename(name: str) -> str | None:
 
 def open_features(folder: Path) -> FeatureSource:
     """Open a published folder; ConversionError for other models, and for what is missing or not supported."""
-    model_type = _model_type(folder)
-    if model_type not in MODEL_TYPES:
-        raise ConversionError(
-            f"{folder / CONFIG_FILE}: model_type {model_type!r:.40} is no feature network; those are "
-            f"{', '.join(MODEL_TYPES)}"
-        )
+    model_type = check_features(folder)
     kind, read, table = MODEL_TYPES[model_type]
     config = read_config(folder / CONFIG_FILE, read)
     preprocessing = read_config(folder / PREPROCESSOR_FILE, Preprocessing.from_hf)

@@ -38,6 +38,7 @@ from sflow_jax.families.flux1 import DEV_SCHEDULER, FLUX1, SCHNELL_SCHEDULER
 from sflow_jax.models.autoencoder import picture_size
 from sflow_jax.models.clip import ClipText, ClipTextConfig
 from sflow_jax.models.flux1 import Flux, FluxConfig
+from sflow_jax.models.sd3 import Sd3Config
 from sflow_jax.models.t5 import T5Config, T5Encoder
 from sflow_jax.storage.files import read_json
 
@@ -111,6 +112,21 @@ def open_diffusers(folder: Path, places: Places) -> Source:
     distilled = not scheduler.get("use_dynamic_shifting", False)
     variant = find_variant(flux_config, places.model, "schnell" if distilled else None, folder)
     return Source(FLUX1, variant, networks, scheduler, size, tokenizers(FLUX1, places.text_encoders or folder))
+
+
+def check_configs(folder: Path) -> None:
+    """ConversionError for a diffusers folder that is not supported, as far as its configs say.
+
+    Its weights may be absent. Single files have no config.
+    """
+    if not (folder / "transformer").is_dir():
+        return
+    stated = folder / "transformer" / "config.json"
+    if sd3_layouts.recognises(folder):
+        read_config(stated, Sd3Config.from_hf)
+        return
+    check_pipeline(folder / "model_index.json")
+    read_config(stated, FluxConfig.from_hf)
 
 
 def check_pipeline(index: Path) -> None:

@@ -62,6 +62,9 @@ class Places:
     model: str | None = None
 
 
+HERE = Places()
+
+
 def open_autoencoder(place: Path) -> Network:
     """A folder of diffusers, or a single file with its names or Black Forest Labs'."""
     if place.is_file() or place.suffix == ".safetensors":

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,25 +201,30 @@ def find_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder} is missing; the source is not a complete checkpoint")
-    variants: dict[str, tuple[list[Path], list[Path]]] = {}
-    for path in sorted(folder.iterdir()):
-        if match := VARIANT.fullmatch(path.name):
+    files, index = choose_weights(sorted(path.name for path in folder.iterdir()), str(folder))
+    return [folder / name for name in files] if index is None else _indexed_files(folder / index)
+
+
+def choose_weights(names: Iterable[str], folder: str) -> tuple[list[str], str | None]:
+    """Of the files in a folder those of one variant, and their index; without an index it is one file.
+
+    ConversionError, with the name of the `folder`, where there is none, or it is not clear which.
+    """
+    variants: dict[str, tuple[list[str], list[str]]] = {}
+    for name in names:
+        if match := VARIANT.fullmatch(name):
             variant = match["variant"] or match["late"] or match["latest"] or ""
-            variants.setdefault(variant, ([], []))[bool(match["index"])].append(path)
+            variants.setdefault(variant, ([], []))[bool(match["index"])].append(name)
     if not variants:
         raise ConversionError(f"{folder} has no .safetensors file; pickled weights (.bin, .pt) are never read")
     if "" not in variants and len(variants) > 1:
         raise ConversionError(f"{folder} has several variants ({', '.join(sorted(variants))}); keep one")
     files, indices = variants.get("") or next(iter(variants.values()))
     if len(indices) > 1:
-        raise ConversionError(f"{folder} has several indices ({', '.join(i.name for i in indices)}); keep one")
-    if indices:
-        return _indexed_files(indices[0])
-    if len(files) > 1:
-        raise ConversionError(
-            f"{folder} has several weight files and no index: {', '.join(p.name for p in files[:5])}"
-        )
-    return files
+        raise ConversionError(f"{folder} has several indices ({', '.join(indices)}); keep one")
+    if not indices and len(files) > 1:
+        raise ConversionError(f"{folder} has several weight files and no index: {', '.join(files[:5])}")
+    return files, indices[0] if indices else None
 
 
 def _indexed_files(index: Path) -> list[Path]:

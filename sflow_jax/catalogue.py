@@ -1,13 +1,14 @@
-"""A name → a checkpoint or a feature network: a folder, or what ships with the package.
+"""A name → a checkpoint or a feature network: a folder, a repository of the Hub, or what ships with the package.
 
-The embedded model is converted once to the cache, and then a checkpoint like any other. The only part of the
-package that calls the converter.
+The embedded model and repositories are converted once to the cache, and then checkpoints like any other. The only
+part of the package that calls the converter.
 """
 
 import dataclasses
 import hashlib
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,16 @@ from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from sflow_convert.features import import_features
+from sflow_convert.hub import Repository, fetch, parse_repository
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
 from sflow_jax.errors import SettingError
+from sflow_jax.families.registry import find_published
 from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.features import Features, restore_features
 from sflow_jax.sampling.control import check_layers
-from sflow_jax.settings import EMBEDDED, check_path
+from sflow_jax.settings import EMBEDDED, PUBLISHED, check_path
 from sflow_jax.storage.checkpoint import (
     FORMAT,
     INFO_FILE,
@@ -50,17 +53,41 @@ EMBEDDED_FEATURES = {"toyworld": ASSETS / "dinov2", "toyworld-clip": ASSETS / "c
 
 
 def find_checkpoint(name: epath.PathLike) -> epath.Path:
-    """A converted checkpoint's folder; the name `toyworld` stands for the embedded model."""
+    """A converted checkpoint's folder, which may not exist.
+
+    The name `toyworld` stands for the embedded model; `org/name` or `org/name@revision`, where no such path can be,
+    for a repository of the Hub, whose folder is in the cache.
+    """
     check_path("checkpoint", name)
-    return _embedded_checkpoint() if str(name) == EMBEDDED else epath.Path(name)
+    if str(name) == EMBEDDED:
+        return _embedded_checkpoint()
+    repository = parse_repository(name)
+    return epath.Path(name) if repository is None else repository_folder(repository)
+
+
+def repository_folder(repository: Repository) -> epath.Path:
+    """Where a repository of the Hub is kept once it is converted."""
+    # A branch may have slashes in its name.
+    revision = quote(repository.revision or "main", safe="")
+    return epath.Path(cache_folder() / "hub" / f"{repository.id.replace('/', '--')}@{revision}")
+
+
+def repository_title(repository: Repository) -> str:
+    """What people call a known repository's model, where that is not its family's name for it."""
+    published = find_published(repository.id)
+    return "" if published is None else published[1].title
 
 
 def find_model(name: epath.PathLike) -> tuple[epath.Path, ModelInfo]:
     """A converted checkpoint's folder and what it is, with the vital layers that were saved for the embedded model.
 
-    Raises CheckpointError.
+    A repository of the Hub is downloaded and converted first; once it is, nothing is asked of the Hub any more.
+    Raises CheckpointError, and ConversionError for what cannot be fetched or converted.
     """
-    folder = find_checkpoint(name)
+    folder, repository = find_checkpoint(name), parse_repository(name)
+    if repository is not None:
+        _convert_repository(repository, folder)
+    _check_there(name, folder)
     info = load_info(folder)
     saved = saved_vital_layers() if str(name) == EMBEDDED else None
     if saved is not None:
@@ -72,17 +99,32 @@ def find_model(name: epath.PathLike) -> tuple[epath.Path, ModelInfo]:
 def find_info(name: str) -> tuple[ModelInfo, int]:
     """What a checkpoint is, and its number of text tokens: a converted folder's, or a published model's by name.
 
-    Raises CheckpointError for anything else.
+    Raises CheckpointError for anything else; nothing is fetched.
     """
-    published = published_info(name)
-    if published is not None and not find_checkpoint(name).exists():
+    published, folder = published_info(name), find_checkpoint(name)
+    if published is not None and not folder.exists():
         return published
+    _check_there(name, folder)
     folder, info = find_model(name)
     try:
         lengths = {key: text_tokens(folder / place) for key, place in info.tokenizers.items()}
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return info, info.family.words(lengths)
+
+
+def _check_there(name: epath.PathLike, folder: epath.Path) -> None:
+    """CheckpointError where there is no folder; says how to come by one."""
+    if folder.exists():
+        return
+    published = find_published(str(name))
+    repository = published[1].repository if published else parse_repository(name)
+    if repository is not None:
+        raise CheckpointError(f"no weights of {name} are here; fetch and convert them: sflow-convert {repository}")
+    raise CheckpointError(
+        f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}, or give the Hub's ORG/NAME "
+        f"or {EMBEDDED}; known without files are {', '.join(PUBLISHED)}"
+    )
 
 
 def save_vital_layers(name: str, layers: tuple[int, ...], origin: str) -> epath.Path:
@@ -185,6 +227,20 @@ def _convert_embedded(destination: epath.Path) -> None:
         title=EMBEDDED_TITLE,
         progress=False,
     )
+
+
+def _convert_repository(repository: Repository, folder: epath.Path) -> None:
+    """Fetch and convert a repository, unless it is converted; waits for another process that does so just now."""
+    while not (folder / INFO_FILE).exists():
+        try:
+            source = open_source(fetch(repository, folder))
+            convert(source, folder, title=repository_title(repository))
+        except Busy:
+            time.sleep(POLL)
+        except SettingError:
+            # Another process may have been faster.
+            if not (folder / INFO_FILE).exists():
+                raise
 
 
 def _is_good(folder: epath.Path) -> bool:

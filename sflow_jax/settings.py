@@ -37,6 +37,8 @@ KINDS = {
 MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 MOST_SCENES = 10_000
 EMBEDDED = "toyworld"
+# Models that are known without files; the families describe them.
+PUBLISHED = ("flux-dev", "flux-krea-dev", "flux-schnell", "sd3-medium", "sd35-medium", "sd35-large")
 
 
 def setting(

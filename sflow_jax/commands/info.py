@@ -6,7 +6,7 @@ import click
 
 from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import refuse_unused
-from sflow_jax.settings import QUANTISATIONS, Placement
+from sflow_jax.settings import PUBLISHED, QUANTISATIONS, Placement
 
 if TYPE_CHECKING:
     from sflow_jax.storage.checkpoint import ModelInfo
@@ -16,6 +16,11 @@ GIB = 2**30
 
 @click.command(
     cls=Command,
+    help=f"""What a checkpoint is: family, sizes, vital layers, memory.
+
+    MODEL is a converted checkpoint or features folder (DINOv2, CLIP), or a model that is known without files:
+    {", ".join(PUBLISHED)}. With --plan, mesh, memory and time on a machine.
+    """,
     epilog="""
     sflow info checkpoints/flux-dev
 
@@ -36,10 +41,7 @@ GIB = 2**30
 @click.option("--offload", is_flag=True, help="Of --plan: blocks wait in host memory.")
 @click.option("--verify", is_flag=True, help="Read all of it, and compare it with what conversion wrote.")
 def info(model: str, plan: str | None, quantize: str | None, offload: bool, verify: bool) -> None:
-    """What a checkpoint is: family, sizes, vital layers, memory. Published models are known without files.
-
-    Also tells what a converted features folder (DINOv2, CLIP) is; with --plan, mesh, memory and time on a machine.
-    """
+    """`sflow info`."""
     if plan is None:
         refuse_unused(["quantize", "offload"], "without --plan")
     if verify:

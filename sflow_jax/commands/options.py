@@ -172,7 +172,8 @@ def model_options(*, required: bool = True) -> Callable:
             "--model",
             "-m",
             required=required,
-            help="Converted checkpoint (a folder, local or gs://), or toyworld, the embedded model.",
+            help="Converted checkpoint (a folder, local or gs://); the Hub's ORG/NAME[@REVISION], fetched and "
+            "converted once; or toyworld, the embedded model.",
         ),
         settings_options(Placement, name="placement"),
         click.option(

@@ -10,7 +10,7 @@ from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import AUTOMATIC, EMBEDDED, Placement, SweepSettings, as_record
+from sflow_jax.settings import AUTOMATIC, EMBEDDED, PUBLISHED, Placement, SweepSettings, as_record
 
 if TYPE_CHECKING:
     from sflow_jax.vitality.summary import Summary
@@ -37,9 +37,7 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
 @model_options(required=False)
 @settings_options(SweepSettings)
 @click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
-@click.option(
-    "--dry-run", is_flag=True, help="Only say what it would take; flux-dev and flux-schnell need no files."
-)
+@click.option("--dry-run", is_flag=True, help=f"Only say what it would take; {', '.join(PUBLISHED)} need no files.")
 @click.option("--step-seconds", type=float, help="Of --dry-run: seconds of one step of one batch.")
 @click.option("--save", is_flag=True, help="Record the vital set in the checkpoint: --layers vital then uses it.")
 @click.option("--force", is_flag=True, help="Of --save: also a set that less than 90 % of resamples agree on.")

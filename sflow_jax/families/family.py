@@ -56,13 +56,19 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A model that is known without files. words: text tokens."""
+    """A model that is known without files.
+
+    words: text tokens. repository: where the Hub has it in diffusers' layout. title: where people call it otherwise
+    than the family would.
+    """
 
     variant: str
     configs: dict[str, Any]
     scheduler: dict[str, Any]
     words: int
     picture_size: int = 1024
+    repository: str = ""
+    title: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,8 +67,28 @@ class Flux1(Family):
     }
     tokenizers = {"clip": "tokenizer", "t5": "tokenizer_2"}
     published = {
-        "flux-dev": Published("dev", published_configs(FluxConfig.dev()), DEV_SCHEDULER, 512),
-        "flux-schnell": Published("schnell", published_configs(FluxConfig.schnell()), SCHNELL_SCHEDULER, 256),
+        "flux-dev": Published(
+            "dev",
+            published_configs(FluxConfig.dev()),
+            DEV_SCHEDULER,
+            512,
+            repository="black-forest-labs/FLUX.1-dev",
+        ),
+        "flux-krea-dev": Published(
+            "dev",
+            published_configs(FluxConfig.dev()),
+            DEV_SCHEDULER,
+            512,
+            repository="black-forest-labs/FLUX.1-Krea-dev",
+            title="FLUX.1 Krea dev",
+        ),
+        "flux-schnell": Published(
+            "schnell",
+            published_configs(FluxConfig.schnell()),
+            SCHNELL_SCHEDULER,
+            256,
+            repository="black-forest-labs/FLUX.1-schnell",
+        ),
     }
     guidance = "input"
 

@@ -41,7 +41,7 @@ def variant_of(config: Sd3Config) -> str:
     return "3.5-large" if config.qk_norm else "medium"
 
 
-def published_model(transformer: Sd3Config) -> Published:
+def published_model(transformer: Sd3Config, repository: str) -> Published:
     """A published model around its transformer."""
     configs = {
         "transformer": transformer,
@@ -50,7 +50,8 @@ def published_model(transformer: Sd3Config) -> Published:
         "clip_g": ClipTextConfig.giant(),
         "t5": T5Config.xxl(),
     }
-    return Published(variant_of(transformer), configs, SCHEDULER, CLIP_WORDS + T5_WORDS)
+    words = CLIP_WORDS + T5_WORDS
+    return Published(variant_of(transformer), configs, SCHEDULER, words, repository=f"stabilityai/{repository}")
 
 
 class StableDiffusion3(Family):
@@ -66,9 +67,9 @@ class StableDiffusion3(Family):
     }
     tokenizers = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
     published = {
-        "sd3-medium": published_model(Sd3Config.medium()),
-        "sd35-medium": published_model(Sd3Config.medium_35()),
-        "sd35-large": published_model(Sd3Config.large_35()),
+        "sd3-medium": published_model(Sd3Config.medium(), "stable-diffusion-3-medium-diffusers"),
+        "sd35-medium": published_model(Sd3Config.medium_35(), "stable-diffusion-3.5-medium"),
+        "sd35-large": published_model(Sd3Config.large_35(), "stable-diffusion-3.5-large"),
     }
     guidance = "branches"
     rotary = False

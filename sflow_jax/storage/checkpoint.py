@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults, Family, NetworkSpec
-from sflow_jax.families.registry import FAMILIES, published_models
+from sflow_jax.families.registry import FAMILIES, find_published
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import check_layers, parse_layers
@@ -247,11 +247,14 @@ def check_format(content: dict[str, Any], readable: tuple[int, ...], what: str) 
 
 
 def published_info(name: str) -> tuple[ModelInfo, int] | None:
-    """A model that is known without files, and its text tokens; None for other names."""
-    if name not in (models := published_models()):
+    """A model that is known without files, by its name or its repository, and its text tokens; None for others."""
+    published = find_published(name)
+    if published is None:
         return None
-    family, model = models[name]
-    info = ModelInfo(family, model.variant, model.picture_size, "bfloat16", model.configs, model.scheduler)
+    family, model = published
+    info = ModelInfo(
+        family, model.variant, model.picture_size, "bfloat16", model.configs, model.scheduler, named=model.title
+    )
     known = family.known_vital_layers(model.configs)
     if known is not None:
         info = dataclasses.replace(info, vital_layers=known.layers, vital_layers_origin=known.origin)

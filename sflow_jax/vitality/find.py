@@ -87,7 +87,7 @@ def feature_places(settings: SweepSettings, checkpoint: str) -> list[tuple[str, 
     clip = settings.clip or ("toyworld-clip" if embedded else None)
     if dino is None:
         raise SettingError(
-            "`features` is needed: a converted DINOv2 (sflow-convert facebook-dinov2-giant DEST); "
+            "`features` is needed: a converted DINOv2 (sflow-convert facebook/dinov2-giant DEST); "
             "only the embedded model has its own"
         )
     places = (("dino", "dinov2", dino), ("clip", "clip", clip))
