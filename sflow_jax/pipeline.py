@@ -1,6 +1,7 @@
 """StableFlow: text and pictures in, pictures out."""
 
 import dataclasses
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,16 @@ from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, checked_noise, edit_pictures, find_region
 from sflow_jax.editing.methods import AUTO_REGION, Method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe
-from sflow_jax.editing.sources import invert_picture
+from sflow_jax.editing.sources import canvas_of_photo, invert_picture
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults
 from sflow_jax.families.text import TextEncoder
 from sflow_jax.models.conditioning import Conditioning
-from sflow_jax.painter import Painter
+from sflow_jax.painter import OnStep, Painter, watching
 from sflow_jax.pictures.files import Picture
+from sflow_jax.planning.meshes import placed
 from sflow_jax.progress import Progress, as_progress
+from sflow_jax.records import OWN
 from sflow_jax.results import Edit, Generation, Inversion
 from sflow_jax.runs.worker import Worker
 from sflow_jax.sampling.control import LayerControl
@@ -37,6 +40,7 @@ from sflow_jax.settings import (
     InversionSettings,
     Placement,
     SweepSettings,
+    as_record,
     check_prompts,
 )
 from sflow_jax.storage.checkpoint import ModelInfo
@@ -70,7 +74,8 @@ class StableFlow:
     ) -> "StableFlow":
         """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
 
-        mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; each device reads only its slices.
+        mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; "auto" takes what suits edits on these
+        devices, see `planning.meshes.placed`. Each device reads only its slices.
         dtype: of weights and computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel,
         by default the one for the platform, see `sflow_jax.models.attention`. quantisation: "int8" (weights) or
         "fp8" (products) in the blocks of the transformer and T5. offload: the transformer's blocks wait in host
@@ -85,7 +90,7 @@ class StableFlow:
             offload=offload,
             text_encoder=text_encoder,
         )
-        return cls(Painter.load(checkpoint, placement))
+        return cls(Painter.load(checkpoint, placed(checkpoint, placement, "edit")))
 
     @property
     def info(self) -> ModelInfo:
@@ -158,36 +163,42 @@ class StableFlow:
         guidance: float | Sequence[float] | None = None,
         height: int | None = None,
         width: int | None = None,
-        seed: int = GenerationSettings.seed,
+        seed: int | Sequence[int] = GenerationSettings.seed,
         noise: Float[AnyArray, "s c"] | None = None,
         bypass: Layers = (),
         negative: str | Sequence[str] | None = None,
         skip_layers: Layers = (),
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Generation:
-        """Pictures of prompts, all from the same noise.
+        """Pictures of prompts, all from the same noise, or each from its own.
 
-        guidance: one number, or one a prompt. noise: packed [s, c], replaces the seed. bypass: layers that every
-        step leaves out. negative: what the second branch of classifier-free guidance shows, one text or one a
-        prompt, by default nothing; where all guidance is 1 there is no second branch. skip_layers, skip_scale,
-        skip_window: skip-layer guidance, see `LayerControl.skipping`.
+        seed: one for all pictures, or a list: one prompt and n seeds paint n pictures, n prompts and n seeds pair
+        up. guidance: one number, or one a picture. noise: packed [s, c], replaces the seed. bypass: layers that
+        every step leaves out. negative: what the second branch of classifier-free guidance shows, one text or one a
+        picture, by default nothing; where all guidance is 1 there is no second branch. skip_layers, skip_scale,
+        skip_window: skip-layer guidance, see `LayerControl.skipping`. on_step: see `painter.watching`.
         """
         asked = GenerationSettings(
             steps=steps, guidance=guidance, seed=seed, height=height, width=width, negative=negative,
             skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
         )  # fmt: skip
         canvas, layers = self.info.canvas(height, width), self.resolve_layers(bypass)
-        start = checked_noise(self.painter, seed, noise, canvas)
-        batch, count = len(check_prompts(prompts)), steps or self.defaults.steps
+        seeds, texts = paired(seed, check_prompts(prompts))
+        start = {one: checked_noise(self.painter, one, noise, canvas) for one in seeds}
+        batch, count = len(texts), steps or self.defaults.steps
         branches = Branches.of(self.painter, batch, asked)
         control = branches.on(LayerControl.none(count, batch, self.layers).bypassing(layers))
         conditioning = self.encode_prompts(prompts)
+        if len(prompts) < batch:
+            conditioning = conditioning.rows([0] * batch)
         scale = _guidance(guidance, self.defaults.guidance, batch)
         settings = dataclasses.replace(
             asked,
             steps=count,
+            seed=seed if isinstance(seed, numbers.Integral) else tuple(seeds),
             guidance=tuple(scale.tolist()) if np.ndim(guidance) else float(scale[0]),
             height=canvas.height,
             width=canvas.width,
@@ -195,17 +206,25 @@ class StableFlow:
             **branches.record(count),
         )
         latents = self.painter.denoise(
-            np.repeat(start[None], batch, axis=0),
+            np.stack([start[one] for one in seeds]),
             conditioning,
             control,
             canvas,
             guidance=scale,
             negative=branches.conditioning(self.painter),
             groups=batch,
+            watch=watching(on_step),
             progress=as_progress(progress),
             what="generating",
         )
-        return Generation(self.painter.decode(latents, canvas), latents, settings)
+        record = {
+            "command": "generate",
+            "prompts": list(prompts),
+            **as_record(settings),
+            "noise": None if noise is None else OWN,
+            **self.painter.record(),
+        }
+        return Generation(self.painter.decode(latents, canvas), latents, settings, record)
 
     def invert(
         self,
@@ -224,6 +243,8 @@ class StableFlow:
         skip_layers: Layers = (),
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
+        size: str = InversionSettings.size,
+        on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Inversion:
         """The noise that leads to a picture, and the way there (inverse Euler with latent nudging).
@@ -231,13 +252,15 @@ class StableFlow:
         prompt: what the picture shows. method: for edits by this method, whose settings hold where none are given;
         by default the reference's: 50 steps, guidance 1, nudge 1.15. nudge: the latents are multiplied by it first.
         solver: a name of `sampling.solvers.SOLVERS`. seed: of the noise that some solvers head for.
-        negative, skip_layers, skip_scale, skip_window: as of `generate`.
+        negative, skip_layers, skip_scale, skip_window: as of `generate`. size: see `edit`. on_step: see
+        `painter.watching`.
         """
         asked = InversionSettings(
             method=method, steps=steps, guidance=guidance, nudge=nudge, height=height, width=width, solver=solver,
             seed=seed, negative=negative, skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
+            size=size,
         )  # fmt: skip
-        return invert_picture(self.painter, image, prompt, asked, as_progress(progress))
+        return invert_picture(self.painter, image, prompt, asked, as_progress(progress), on_step)
 
     def edit(
         self,
@@ -245,7 +268,7 @@ class StableFlow:
         edit_prompts: Sequence[str],
         *,
         image: Picture | None = None,
-        inversion: Inversion | None = None,
+        inversion: Inversion | epath.PathLike | None = None,
         latents: Float[AnyArray, "s c"] | None = None,
         method: str | Method | None = None,
         layers: Layers | None = None,
@@ -267,11 +290,15 @@ class StableFlow:
         skip_layers: Layers = (),
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
+        size: str = EditSettings.size,
+        on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
         """Edits of a generated picture, or of a real one (`image`, its `inversion`, or its clean `latents`).
 
-        latents: packed [s, c], such as a row of an earlier edit's `clean_latents`: that edit is the source now.
+        inversion: one, or the folder that holds it. size: of an `image`, where neither height nor width is given:
+        "auto" keeps its shape at about the model's number of pixels, "fit" cuts it to the model's default size,
+        "48x64" is height and width. latents: packed [s, c], such as a row of an earlier edit's `clean_latents`: that edit is the source now.
         method: a name of `editing.methods.METHODS`, by default "reference", or a `Method` of your own; what is None
         here is the method's. method_options: other numbers of it by name, such as {"begin": 0.1}. layers: where the
         source's image keys and values go into the edit's: "vital", "all", "none", "late" or global numbers.
@@ -283,15 +310,16 @@ class StableFlow:
         same source. attentions: where a layer has a joint attention and one of the image alone, whether "both",
         "joint" or "image" injects. negative, skip_layers, skip_scale, skip_window: as of `generate`, source first;
         an `image` is inverted without skip-layer guidance. Every branch of an edit takes from the source's same
-        branch. A stored inversion's size, steps and nudge hold.
+        branch. A stored inversion's size, steps and nudge hold. on_step: see `painter.watching`; called for the
+        steps of the edits, batch after batch (row 0 the source), not for those of an inversion or a region.
         """
         asked = EditSettings(
             method=method, layers=layers, steps=steps, guidance=guidance, seed=seed, nudge=nudge, unnudge=unnudge,
             replay=replay, region=region, paste=paste, edits_at_once=edits_at_once, method_options=method_options,
             height=height, width=width, attentions=attentions, negative=negative, skip_layers=skip_layers,
-            skip_scale=skip_scale, skip_window=skip_window,
+            skip_scale=skip_scale, skip_window=skip_window, size=size,
         )  # fmt: skip
-        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents)
+        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents, on_step=on_step)
         return edit_pictures(self.painter, request, as_progress(progress))
 
     def region(
@@ -305,16 +333,18 @@ class StableFlow:
         seed: int = EditSettings.seed,
         height: int | None = None,
         width: int | None = None,
+        size: str = EditSettings.size,
         progress: bool | Progress = True,
     ) -> Float[np.ndarray, "rows columns"]:
         """Which of a picture's tokens an edit would change, 0..1: where the velocities of both prompts differ.
 
         recipe: a preset of `editing.regions.REGIONS`, or a `RegionRecipe`. guidance: of both prompts, by default as
-        method "coupled" has it.
+        method "coupled" has it. size: see `edit`.
         """
+        canvas = canvas_of_photo(self.painter, EditSettings(height=height, width=width, size=size), image)
         return find_region(
-            self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed,
-            self.info.canvas(height, width), as_progress(progress),
+            self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed, canvas,
+            as_progress(progress),
         )  # fmt: skip
 
     def try_edits(
@@ -333,6 +363,7 @@ class StableFlow:
         method_options: Mapping[str, Any] | None = None,
         height: int | None = None,
         width: int | None = None,
+        size: str = EditSettings.size,
         progress: bool | Progress = True,
     ) -> Candidates:
         """One edit by many settings, and which of them follows the prompt and keeps most: see `editing.choosing`.
@@ -341,8 +372,9 @@ class StableFlow:
         of one batch beside one source. All else is as `edit` has it.
         """
         asked = EditSettings(
-            layers=layers, seed=seed, region=region, method_options=method_options, height=height, width=width
-        )
+            layers=layers, seed=seed, region=region, method_options=method_options, height=height, width=width,
+            size=size,
+        )  # fmt: skip
         request = Request(source_prompt, [edit_prompt], image, None, None, asked, latents)
         return try_edits(self.painter, request, Trial(methods, guidances, strengths), as_progress(progress))
 
@@ -375,6 +407,17 @@ class StableFlow:
         return self.painter.denoise(
             noise, conditioning, control, canvas, guidance=guidance, groups=groups, **options
         )
+
+
+def paired(seed: int | Sequence[int], prompts: Sequence[str]) -> tuple[list[int], list[str]]:
+    """A seed and a prompt for every picture; SettingError where their numbers do not go together."""
+    seeds, texts = [seed] if isinstance(seed, numbers.Integral) else list(seed), list(prompts)
+    pictures = max(len(seeds), len(texts))
+    if not {len(seeds), len(texts)} <= {1, pictures}:
+        raise SettingError(
+            f"{len(seeds)} numbers in `seed` do not go with {len(texts)} prompts: give one of either, or as many"
+        )
+    return seeds if len(seeds) > 1 else seeds * pictures, texts if len(texts) > 1 else texts * pictures
 
 
 def _guidance(guidance: float | Sequence[float] | None, default: float, batch: int) -> Float[np.ndarray, " b"]:

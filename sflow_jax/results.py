@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from sflow_jax.pictures.files import open_picture, png_bytes, to_uint8, to_unit
 from sflow_jax.pictures.grids import captioned_grid
-from sflow_jax.records import FILES, RecordError, read_record, write_record
+from sflow_jax.records import FILES, RecordError, checksum_of, read_record, write_record
 from sflow_jax.settings import MOST_STEPS, EditSettings, GenerationSettings
 from sflow_jax.storage.checksums import checksum
 from sflow_jax.storage.files import read_bytes, write_whole
@@ -320,6 +320,15 @@ class Turn:
             return cls(np.float32(latents), settings["prompts"], settings["height"], settings["width"])
         except (SafetensorError, KeyError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is not what an edit left ({error}); edit again") from error
+
+
+def inversion_checksum(path: epath.PathLike) -> str:
+    """Of the file of an inversion, or of the folder that holds it; ValueError where there is none."""
+    path = epath.Path(path)
+    path = path / INVERSION_FILE if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"no inversion at {path}; make one with: sflow invert")
+    return checksum_of(path)
 
 
 class _Header(msgspec.Struct):
