@@ -166,8 +166,7 @@ DemoRecord = _record(
     "demo",
     [
         ("layers", LayerNumbers),
-        ("generated", list[dict[Name, Any]]),
-        ("drawn", list[dict[Name, Any]]),
+        *((row, list[dict[Name, Any]]) for row in ("painted", "drawn", "reference")),
         ("edits", dict[Name, dict[Name, Any]]),
     ],
 )
@@ -187,7 +186,9 @@ def read_record(path: epath.PathLike) -> dict[str, Any]:
         text = read_png_record(path) if _is_png(path) else read_bytes(path, LONGEST_TEXT)
         record = parse_json(text, RECORDS)
     except FileNotFoundError as error:
-        raise RecordError(f"no record at {path}; name an edit.json, a generate.json or a picture of theirs") from error
+        raise RecordError(
+            f"no record at {path}; name an edit.json, a generate.json or a picture of theirs"
+        ) from error
     except (OSError, ValueError) as error:
         reason = str(error).removeprefix(f"{path} ").replace("`", "'")
         raise RecordError(f"{path} holds no record that can be read: {reason}") from error
@@ -207,7 +208,9 @@ def read_strict(content: Mapping[str, Any], kind: type) -> dict[str, Any]:
     try:
         return msgspec.structs.asdict(typed(content, strict(kind.__name__, kind)))
     except ValueError as error:
-        raise RecordError(f"the record's {kind.__name__.lower()} cannot be read: {error}".replace("`", "'")) from error
+        raise RecordError(
+            f"the record's {kind.__name__.lower()} cannot be read: {error}".replace("`", "'")
+        ) from error
 
 
 def _is_png(path: epath.PathLike) -> bool:

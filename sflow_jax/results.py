@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from sflow_jax.pictures.files import open_picture, png_bytes, to_uint8, to_unit
 from sflow_jax.pictures.grids import captioned_grid
-from sflow_jax.records import FILES, RecordError, checksum_of, read_record, write_record
+from sflow_jax.records import FILES, RecordError, read_record, write_record
 from sflow_jax.settings import MOST_STEPS, EditSettings, GenerationSettings
 from sflow_jax.storage.checksums import checksum
 from sflow_jax.storage.files import read_bytes, write_whole
@@ -269,10 +269,7 @@ class Inversion:
     @classmethod
     def load(cls, path: epath.PathLike) -> "Inversion":
         """Read the file, or the folder that holds it; ValueError if it is missing, broken or damaged."""
-        path = epath.Path(path)
-        path = path / INVERSION_FILE if path.is_dir() else path
-        if not path.exists():
-            raise ValueError(f"no inversion at {path}; make one with: sflow invert")
+        path = inversion_file(path)
         try:
             tensors, settings = _read_tensors(path, InversionRecord)
             return cls(
@@ -308,10 +305,7 @@ class Turn:
     @classmethod
     def load(cls, path: epath.PathLike) -> "Turn":
         """Beside an `edit.json`, or in the folder that holds it; ValueError if it is missing or broken."""
-        path = epath.Path(path)
-        path = (path if path.is_dir() else path.parent) / TURN_FILE
-        if not path.exists():
-            raise ValueError(f"no {path}; it is beside the edit.json of every sflow edit")
+        path = turn_file(path)
         try:
             tensors, settings = _read_tensors(path, TurnRecord)
             latents = tensors["latents"]
@@ -322,13 +316,22 @@ class Turn:
             raise ValueError(f"{path} is not what an edit left ({error}); edit again") from error
 
 
-def inversion_checksum(path: epath.PathLike) -> str:
-    """Of the file of an inversion, or of the folder that holds it; ValueError where there is none."""
+def inversion_file(path: epath.PathLike) -> epath.Path:
+    """The file itself, or that in the folder; ValueError where there is none."""
     path = epath.Path(path)
     path = path / INVERSION_FILE if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"no inversion at {path}; make one with: sflow invert")
-    return checksum_of(path)
+    return path
+
+
+def turn_file(path: epath.PathLike) -> epath.Path:
+    """Beside an `edit.json`, or in the folder that holds it; ValueError where there is none."""
+    path = epath.Path(path)
+    path = (path if path.is_dir() else path.parent) / TURN_FILE
+    if not path.exists():
+        raise ValueError(f"no {path}; it is beside the edit.json of every sflow edit")
+    return path
 
 
 class _Header(msgspec.Struct):
@@ -373,9 +376,7 @@ def _of(record: Mapping[str, Any], settings: type) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _read_pictures(
-    folder: epath.Path, names: list[str], record: Mapping[str, Any]
-) -> Float[np.ndarray, "b y x 3"]:
+def _read_pictures(folder: epath.Path, names: list[str], record: Mapping[str, Any]) -> Float[np.ndarray, "b y x 3"]:
     """Pictures of the size that a record says; RecordError for others."""
     pictures = [np.asarray(open_picture(folder / name)) for name in names]
     wanted = (record["height"], record["width"], 3)

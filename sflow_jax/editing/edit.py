@@ -31,7 +31,7 @@ from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_unit
 from sflow_jax.progress import Progress
 from sflow_jax.records import OWN, checksum_of, photo_record
-from sflow_jax.results import Edit, Inversion, inversion_checksum
+from sflow_jax.results import Edit, Inversion, inversion_file
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import BRANCHES
 from sflow_jax.settings import EditSettings, as_record
@@ -122,7 +122,7 @@ def source_record(request: Request) -> dict[str, Any]:
         "source": next((kind for kind, value in kinds.items() if value is not None), "painted"),
         **photo_record(request.image),
         "inversion": os.fspath(inversion) if stored else None,
-        "inversion_checksum": inversion_checksum(inversion) if stored else None,
+        "inversion_checksum": checksum_of(inversion_file(inversion)) if stored else None,
         "continue": None,
         "continue_checksum": None,
         "pick": None,
@@ -307,7 +307,8 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
 def _result(painter, request, method, layers, scale, branches, source, latents, regions, passes) -> Edit:
     """What comes back, with every default filled in."""
     asked, canvas, nudge = request.settings, source.canvas, source.nudge if method.inverts else 1.0
-    region = asked.region if isinstance(asked.region, str) else method.region if asked.region is None else OWN
+    region = method.region if asked.region is None else asked.region
+    region = os.fspath(region) if isinstance(region, str | os.PathLike) else OWN
     settings = dataclasses.replace(
         asked,
         method=method.name,

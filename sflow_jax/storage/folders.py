@@ -29,7 +29,9 @@ class Folder:
     def __init__(self, path: epath.Path):
         self.path = path
 
-    def picture(self, name: str, image: Float[np.ndarray, "y x 3"], record: Mapping[str, Any] | None = None) -> None:
+    def picture(
+        self, name: str, image: Float[np.ndarray, "y x 3"], record: Mapping[str, Any] | None = None
+    ) -> None:
         """Save a float picture in 0..1 as PNG, with a record of how it was painted."""
         self.image(name, Image.fromarray(to_uint8(image)), record)
 
