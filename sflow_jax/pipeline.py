@@ -298,7 +298,8 @@ class StableFlow:
 
         inversion: one, or the folder that holds it. size: of an `image`, where neither height nor width is given:
         "auto" keeps its shape at about the model's number of pixels, "fit" cuts it to the model's default size,
-        "48x64" is height and width. latents: packed [s, c], such as a row of an earlier edit's `clean_latents`: that edit is the source now.
+        "48x64" is height and width. latents: packed [s, c], such as a row of an earlier edit's `clean_latents`:
+        that edit is the source now.
         method: a name of `editing.methods.METHODS`, by default "reference", or a `Method` of your own; what is None
         here is the method's. method_options: other numbers of it by name, such as {"begin": 0.1}. layers: where the
         source's image keys and values go into the edit's: "vital", "all", "none", "late" or global numbers.

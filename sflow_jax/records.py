@@ -1,7 +1,6 @@
-"""What a result's JSON and the pictures themselves say of how they were painted: made from the settings' dataclasses,
-and read again as the untrusted input that any picture is.
+"""How results were painted, in their JSON files and in the pictures themselves.
 
-Imports nothing that takes time.
+What a record says is made from the settings' dataclasses. It is read as what it may be: somebody else's input.
 """
 
 import dataclasses
@@ -129,7 +128,7 @@ def _record(command: str, fields: list[tuple[str, Any]]) -> type:
         tag=command,
         tag_field="command",
         forbid_unknown_fields=True,
-        rename={"continued": "continue"},
+        rename={"continued": "continue", "continued_checksum": "continue_checksum"},
         kw_only=True,
     )
 
@@ -245,9 +244,11 @@ def photo_record(image: Any) -> dict[str, str | None]:
     return {"image": os.fspath(image) if named else None, "image_checksum": checksum_of(image) if named else None}
 
 
-def checksum_of(path: epath.PathLike) -> str:
-    """Of a file's bytes."""
-    return file_checksum(epath.Path(path), lambda _: None).checksum
+def checksum_of(path: epath.PathLike) -> str | None:
+    """Of a file's bytes; None for what is no file (whoever reads it says so)."""
+    path = epath.Path(path)
+    readable = path.exists() if is_remote(path) else Path(path).is_file()
+    return file_checksum(path, lambda _: None).checksum if readable else None
 
 
 def check_file(name: str, path: str, wanted: str | None) -> None:

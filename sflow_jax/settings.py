@@ -55,8 +55,8 @@ def setting(
     """A field whose command-line option, default and help are these.
 
     kind: type of the option's value, or of its several; bool makes a switch. choices: the only values. flag: the
-    option's name, by default the field's. unset: what a default of None stands for, in words. several: whether it may
-    also be a list of them.
+    option's name, by default the field's. unset: what a default of None stands for, in words. several: whether a
+    list of them will do.
     """
     metadata = {
         "help": help, "kind": kind, "choices": choices, "flag": flag, "unset": unset, "several": several,
@@ -112,7 +112,7 @@ def parse_size(text: Any) -> str | tuple[int, int]:
     sides = re.fullmatch(r"([0-9]{1,6})[x×]([0-9]{1,6})", text) if isinstance(text, str) else None
     if sides is None and text not in (OWN_SHAPE, MODEL_SHAPE):
         raise SettingError(
-            f"`size` must be auto (the photo's own shape), fit (cut to the model's) or HEIGHTxWIDTH, found {text!r:.80}"
+            f"`size` must be auto (the photo's own shape), fit (the model's) or HEIGHTxWIDTH, found {text!r:.80}"
         )
     return (int(sides[1]), int(sides[2])) if sides else text
 

@@ -137,7 +137,7 @@ def save_trial(
     choose: bool,
     progress: bool,
 ) -> dict[str, Any]:
-    """Try, and save all candidates; returns their record. about: what it says of the source, the edit and the region."""
+    """Try, and save all candidates; returns their record. about: its part of source, edit and region."""
     shared = {name: getattr(asked, name) for name in SHARED_BY_TRIALS}
     sources = {name: value for name, value in source.of_edit().items() if name != "inversion"}
     tried = flow.try_edits(source.prompt, about["edits"][0], **sources, **trial, **shared, progress=progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sflow_jax.commands.repeat import given, recorded, recorded_settings
+from sflow_jax.commands.repeat import explicit, recorded, recorded_settings
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
 from sflow_jax.settings import PaintingSettings, Placement
@@ -142,7 +142,7 @@ class Chosen:
 def refuse_unused(names: Iterable[str], why: str) -> None:
     """SettingError if one of these options was given: it would change nothing."""
     for name in names:
-        if given(name):
+        if explicit(name):
             raise SettingError(f"`{name}` has no effect {why}; leave it out")
 
 

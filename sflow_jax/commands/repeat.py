@@ -21,7 +21,7 @@ OF_METHODS = {"method", "steps", "guidance", "layers", "nudge", "replay", "regio
 OF_MODELS = OF_METHODS | {"bypass", "skip_layers", "height", "width"}
 
 
-def given(name: str) -> bool:
+def explicit(name: str) -> bool:
     """Whether an option was given by hand (or by the environment), and is no default or record's value."""
     source = click.get_current_context().get_parameter_source(name)
     return source in (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
@@ -37,7 +37,7 @@ class Recorded:
     @property
     def other_model(self) -> bool:
         """Whether `-m` names another model than the record's."""
-        if not given("model"):
+        if not explicit("model"):
             return False
         from sflow_jax.catalogue import find_model
 
@@ -46,27 +46,27 @@ class Recorded:
     @property
     def new_source(self) -> bool:
         """Whether an option says what is edited."""
-        return any(name in click.get_current_context().params and given(name) for name in SOURCES)
+        return any(name in click.get_current_context().params and explicit(name) for name in SOURCES)
 
     def replaced(self) -> set[str]:
         """Settings whose recorded values no longer hold, because of what they follow from."""
         names = set()
-        if given("method") or (self.new_source and self.values["source"] == "painted"):
+        if explicit("method") or (self.new_source and self.values["source"] == "painted"):
             names |= OF_METHODS
         if self.other_model:
             names |= OF_MODELS | ({"negative"} if not self.values.get("negative") else set())
-        if self.new_source or given("size"):
+        if self.new_source or explicit("size"):
             names |= {"height", "width"}
-        if given("inversion"):
+        if explicit("inversion"):
             names |= {"steps", "nudge"}
-        if given("steps") or given("skip_layers"):
+        if explicit("steps") or explicit("skip_layers"):
             names |= {"skip_window"}
         return names
 
     def settings(self, kind: type) -> dict[str, Any]:
         """Setting → value, for those of a dataclass that the record decides."""
         names = {field.name for field in dataclasses.fields(kind) if field.metadata} & self.values.keys()
-        values = {name: self.values[name] for name in names - self.replaced() if not given(name)}
+        values = {name: self.values[name] for name in names - self.replaced() if not explicit(name)}
         if values.get("region") == OWN:
             raise SettingError(f"the `region` of {self.path} was an array that only Python had; give one")
         if values.get("region_checksum") and "region" in values:
@@ -104,7 +104,7 @@ class Recorded:
         from sflow_jax.catalogue import find_model
 
         name = self.values["model"]
-        if given("model"):
+        if explicit("model"):
             if self.other_model:
                 click.echo(f"another model than that of {self.path}, with its own defaults", err=True)
             return

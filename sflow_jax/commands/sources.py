@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sflow_jax.commands.options import options
-from sflow_jax.commands.repeat import given, recorded
+from sflow_jax.commands.repeat import explicit, recorded
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import open_picture
 from sflow_jax.records import checksum_of, photo_record
@@ -59,8 +59,8 @@ def source_options(command: Callable) -> Callable:
                 path or record.source(name)
                 for name, path in (("image", image), ("inversion", inversion), ("before", before))
             )
-            prompt = None if given("before") and not given("prompt") else prompt
-            pick = pick if given("pick") or record.new_source else record.values["pick"] or 0
+            prompt = None if explicit("before") and not explicit("prompt") else prompt
+            pick = pick if explicit("pick") or record.new_source else record.values["pick"] or 0
         if image and inversion:
             raise SettingError("give `image` or `inversion`, not both")
         stored = None if inversion is None else Inversion.load(inversion)

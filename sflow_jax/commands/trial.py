@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from sflow_jax.commands.options import options
-from sflow_jax.commands.repeat import given, recorded
+from sflow_jax.commands.repeat import explicit, recorded
 from sflow_jax.editing.methods import find_method
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.grids import captioned_grid
@@ -23,10 +23,10 @@ def trial_options(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def run(*, try_methods, try_guidances, try_strengths, **values):
-        if recorded() is not None and given("method") and not given("try_methods"):
+        if recorded() is not None and explicit("method") and not explicit("try_methods"):
             # An edit by one method instead of the record's trial.
             try_methods = try_guidances = try_strengths = None
-            values["choose"] = given("choose")
+            values["choose"] = explicit("choose")
         lists = {
             "methods": None if try_methods is None else _methods(try_methods),
             "guidances": _numbers("try_guidances", try_guidances),

@@ -135,7 +135,7 @@ def source_record(request: Request) -> dict[str, Any]:
 def region_checksum(region: Any) -> str | None:
     """Of a mask's file; None for what is none."""
     is_file = isinstance(region, os.PathLike) or (isinstance(region, str) and not set("./\\").isdisjoint(region))
-    return checksum_of(region) if is_file and epath.Path(region).exists() else None
+    return checksum_of(region) if is_file else None
 
 
 def edit_record(painter: Painter, edit: Edit, source: dict[str, Any]) -> dict[str, Any]:

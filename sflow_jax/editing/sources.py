@@ -57,7 +57,7 @@ def model_settings(painter: Painter) -> dict[str, dict[str, Any]]:
 
 
 def canvas_of_photo(painter: Painter, asked: PhotoSettings, image: Picture | None) -> Canvas:
-    """The size that a photo is painted in, or, without one, that settings ask for; the photo is opened for its own."""
+    """The size that a photo is painted in (opened for its own shape), or that settings ask for without one."""
     own = asked.size == OWN_SHAPE and asked.height is None and asked.width is None
     return painter.info.canvas_of(asked, open_picture(image).size if own and image is not None else None)
 

@@ -141,7 +141,7 @@ class ModelInfo:
         return canvas
 
     def canvas_of(self, settings: PhotoSettings, photo: tuple[int, int] | None = None) -> Canvas:
-        """What settings ask for. photo: width and height of the photo, whose shape "auto" keeps, if there is one."""
+        """What settings ask for. photo: width and height of the photo, if there is one; "auto" keeps its shape."""
         size = parse_size(settings.size)
         if settings.height is not None or settings.width is not None:
             return self.canvas(settings.height, settings.width)
