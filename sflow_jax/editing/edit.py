@@ -213,7 +213,8 @@ def checked_latents(
     shape = (canvas.tokens, painter.info.channels)
     if latents.shape != shape:
         raise SettingError(
-            f"`{name}` must be packed latents {list(shape)} at this size, found {list(latents.shape)}"
+            f"`{name}` must be packed latents {list(shape)} at this size, found {list(latents.shape)}; "
+            "give the `height` and `width` that they have"
         )
     return np.asarray(latents, np.float32)
 
