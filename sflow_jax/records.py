@@ -50,7 +50,6 @@ Seeds = int | Annotated[list[int], msgspec.Meta(min_length=1, max_length=MOST_PI
 # Setting → its type in a record, where that is another than its option's.
 TYPES = {
     "guidance": Number | Numbers,
-    "seed": Seeds,
     "layers": LayerNumbers,
     "bypass": LayerNumbers,
     "skip_layers": LayerNumbers,
@@ -66,6 +65,8 @@ KINDS = {int: Whole, float: Number, bool: bool, str: Name}
 
 def field_type(field: dataclasses.Field) -> Any:
     """A setting's type in a record."""
+    if field.name == "seed":
+        return Seeds if field.metadata["several"] else int
     if field.name in TYPES:
         return TYPES[field.name]
     choices = field.metadata["choices"]
@@ -110,7 +111,7 @@ TRIAL_FIELDS = [
     ("trial", dict[Name, Annotated[list[Name | Number | None], msgspec.Meta(max_length=1_000)]]),
     ("choose", bool),
     ("layers", LayerNumbers | Name | None),
-    ("seed", Seeds),
+    ("seed", int),
     ("region", Name | None),
     ("size", Name),
     ("height", Side | None),

@@ -17,7 +17,7 @@ KEY = "sflow_jax.recorded"
 # Options that say what is edited; one that is given replaces the record's.
 SOURCES = ("image", "inversion", "before")
 # What another method, or another model, brings with it: the record's own values would be of the old one.
-OF_METHODS = {"method", "steps", "guidance", "layers", "nudge", "replay", "region", "skip_window"}
+OF_METHODS = {"steps", "guidance", "layers", "nudge", "replay", "region", "skip_window"}
 OF_MODELS = OF_METHODS | {"bypass", "skip_layers", "height", "width"}
 
 
@@ -66,12 +66,13 @@ class Recorded:
     def settings(self, kind: type) -> dict[str, Any]:
         """Setting → value, for those of a dataclass that the record decides."""
         names = {field.name for field in dataclasses.fields(kind) if field.metadata} & self.values.keys()
-        values = {name: self.values[name] for name in names - self.replaced() if not explicit(name)}
+        replaced = self.replaced()
+        values = {name: self.values[name] for name in names - replaced if not explicit(name)}
         if values.get("region") == OWN:
             raise SettingError(f"the `region` of {self.path} was an array that only Python had; give one")
         if values.get("region_checksum") and "region" in values:
             check_file("region", values["region"], self.values["region_checksum"])
-        if "method_settings" in self.values and "method" in values:
+        if "method_settings" in self.values and "method" in values and not OF_METHODS <= replaced:
             values["method"] = Method(**read_strict(self.values["method_settings"], Method))
         if "edits" in self.values and isinstance(values.get("guidance"), list):
             values["guidance"] = self._guidance(values["guidance"])
@@ -97,7 +98,7 @@ class Recorded:
             raise SettingError(f"{self.path} was painted from a noise that only Python had; it cannot be repeated")
         files = [self.values.get(name) for name in ("image", "inversion", "continued")]
         if self.values.get("source", "painted") != "painted" and not any(files) and not self.new_source:
-            raise SettingError(f"the source of {self.path} was no file; give `image` or `inversion`")
+            raise SettingError(f"the source of {self.path} was no file; give a photo with `image`")
 
     def check_model(self) -> None:
         """SettingError unless the record's model is the one that is here; a line where another was asked for."""
