@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,13 @@ from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults, Family
 from sflow_jax.families.text import TextEncoder
 from sflow_jax.machine.meshes import DATA, FSDP, as_mesh, batch_sharding, on_this_host
+from sflow_jax.machine.processes import describe_devices, package_versions
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_network
 from sflow_jax.pictures.latents import draw_noise
 from sflow_jax.progress import Progress, ignore
+from sflow_jax.records import placement_record
 from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import interleave
@@ -53,6 +56,21 @@ def decode_latents(
 ) -> Float[Array, "b y x 3"]:
     """Packed latents → pictures in 0..1."""
     return jnp.clip(family.decode(autoencoder, latents, canvas) / 2 + 0.5, 0.0, 1.0)
+
+
+OnStep = Callable[[int, Array], Any]
+"""Called with a step's number, from 1, and the latents [b, s, c] behind it, still on the device."""
+
+
+def watching(on_step: OnStep | None) -> Callable[[Reached], None] | None:
+    """What `Painter.follow` calls, for somebody who wants to see every step; the latents are theirs to keep.
+
+    Nothing waits for the device unless they look at the numbers.
+    """
+    if on_step is None:
+        return None
+    steps = itertools.count(1)
+    return lambda reached: on_step(next(steps), jnp.copy(reached.latents))
 
 
 class Painter:
@@ -93,6 +111,18 @@ class Painter:
         transformer = fetch["transformer"]()
         prompts = info.family.text_encoder(fetch, tokenizers)
         return cls(info, transformer, fetch["autoencoder"](), prompts, placement, str(checkpoint))
+
+    def record(self) -> dict[str, Any]:
+        """Which model computes, where and how, as results say it."""
+        dtype = computed_dtype(self.placement.dtype).name
+        return {
+            "model": self.checkpoint,
+            "model_name": self.info.title,
+            "model_digest": self.info.digest,
+            **placement_record(self.placement, dtype),
+            "device": describe_devices(),
+            "versions": package_versions(),
+        }
 
     @property
     def family(self) -> Family:
@@ -238,12 +268,13 @@ class Painter:
         solver: Solver = REFERENCE_INVERSION,
         noise: Float[AnyArray, "s c"] | None = None,
         settings: dict | None = None,
+        on_step: OnStep | None = None,
         progress: Progress = ignore,
     ) -> Inversion:
         """A picture's path to noise, with all that exact replay needs.
 
         control: by default none. noise: what the path first heads for, for solvers that do (`towards_noise`).
-        settings: to be kept with it.
+        settings: to be kept with it. on_step: see `watching`.
         """
         heading = None
         if solver.towards_noise:
@@ -263,6 +294,8 @@ class Painter:
             states.append(jnp.copy(reached.latents))
             if looks_ahead:
                 points.append(jnp.copy(reached.point))
+            if on_step is not None:
+                on_step(done, jnp.copy(reached.latents))
             progress(done, steps, "inverting")
         trajectory, at = (_together(parts) if parts else None for parts in (states, points))
         if not np.isfinite(trajectory).all():

@@ -17,13 +17,14 @@ from sflow_jax.editing.edit import Request, edit_pictures, find_region
 from sflow_jax.editing.generation import generate_pictures
 from sflow_jax.editing.methods import AUTO_REGION, Method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe
-from sflow_jax.editing.sources import invert_picture
+from sflow_jax.editing.sources import canvas_of_photo, invert_picture
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults
 from sflow_jax.families.text import TextEncoder
 from sflow_jax.models.conditioning import Conditioning
-from sflow_jax.painter import Painter
+from sflow_jax.painter import OnStep, Painter
 from sflow_jax.pictures.files import Picture
+from sflow_jax.planning.meshes import placed
 from sflow_jax.progress import Progress, as_progress
 from sflow_jax.results import AttentionAtlas, Edit, Generation, Inversion
 from sflow_jax.runs.worker import Worker
@@ -69,7 +70,8 @@ class StableFlow:
     ) -> "StableFlow":
         """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
 
-        mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; each device reads only its slices.
+        mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; "auto" takes what suits edits on these
+        devices, see `planning.meshes.placed`. Each device reads only its slices.
         dtype: of weights and computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel,
         by default the one for the platform, see `sflow_jax.models.attention`. quantisation: "int8" (weights) or
         "fp8" (products) in the blocks of the transformer and T5. offload: the transformer's blocks wait in host
@@ -84,7 +86,7 @@ class StableFlow:
             offload=offload,
             text_encoder=text_encoder,
         )
-        return cls(Painter.load(checkpoint, placement))
+        return cls(Painter.load(checkpoint, placed(checkpoint, placement, "edit")))
 
     @property
     def info(self) -> ModelInfo:
@@ -157,27 +159,29 @@ class StableFlow:
         guidance: float | Sequence[float] | None = None,
         height: int | None = None,
         width: int | None = None,
-        seed: int = GenerationSettings.seed,
+        seed: int | Sequence[int] = GenerationSettings.seed,
         noise: Float[AnyArray, "s c"] | None = None,
         bypass: Layers = (),
         negative: str | Sequence[str] | None = None,
         skip_layers: Layers = (),
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Generation:
-        """Pictures of prompts, all from the same noise.
+        """Pictures of prompts, all from the same noise, or each from its own.
 
-        guidance: one number, or one a prompt. noise: packed [s, c], replaces the seed. bypass: layers that every
-        step leaves out. negative: what the second branch of classifier-free guidance shows, one text or one a
-        prompt, by default nothing; where all guidance is 1 there is no second branch. skip_layers, skip_scale,
-        skip_window: skip-layer guidance, see `LayerControl.skipping`.
+        seed: one for all pictures, or a list: one prompt and n seeds paint n pictures, n prompts and n seeds pair
+        up. guidance: one number, or one a picture. noise: packed [s, c], replaces the seed. bypass: layers that
+        every step leaves out. negative: what the second branch of classifier-free guidance shows, one text or one a
+        picture, by default nothing; where all guidance is 1 there is no second branch. skip_layers, skip_scale,
+        skip_window: skip-layer guidance, see `LayerControl.skipping`. on_step: see `painter.watching`.
         """
         asked = GenerationSettings(
             steps=steps, guidance=guidance, seed=seed, height=height, width=width, bypass=bypass, negative=negative,
             skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
         )  # fmt: skip
-        return generate_pictures(self.painter, prompts, noise, asked, as_progress(progress))
+        return generate_pictures(self.painter, prompts, noise, asked, as_progress(progress), on_step=on_step)
 
     def invert(
         self,
@@ -196,6 +200,8 @@ class StableFlow:
         skip_layers: Layers = (),
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
+        size: str = InversionSettings.size,
+        on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Inversion:
         """The noise that leads to a picture, and the way there (inverse Euler with latent nudging).
@@ -203,13 +209,15 @@ class StableFlow:
         prompt: what the picture shows. method: for edits by this method, whose settings hold where none are given;
         by default the reference's: 50 steps, guidance 1, nudge 1.15. nudge: the latents are multiplied by it first.
         solver: a name of `sampling.solvers.SOLVERS`. seed: of the noise that some solvers head for.
-        negative, skip_layers, skip_scale, skip_window: as of `generate`.
+        negative, skip_layers, skip_scale, skip_window: as of `generate`. size: see `edit`. on_step: see
+        `painter.watching`.
         """
         asked = InversionSettings(
             method=method, steps=steps, guidance=guidance, nudge=nudge, height=height, width=width, solver=solver,
             seed=seed, negative=negative, skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
+            size=size,
         )  # fmt: skip
-        return invert_picture(self.painter, image, prompt, asked, as_progress(progress))
+        return invert_picture(self.painter, image, prompt, asked, as_progress(progress), on_step)
 
     def edit(
         self,
@@ -217,7 +225,7 @@ class StableFlow:
         edit_prompts: Sequence[str],
         *,
         image: Picture | None = None,
-        inversion: Inversion | None = None,
+        inversion: Inversion | epath.PathLike | None = None,
         latents: Float[AnyArray, "s c"] | None = None,
         method: str | Method | None = None,
         layers: Layers | None = None,
@@ -239,11 +247,16 @@ class StableFlow:
         skip_layers: Layers = (),
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
+        size: str = EditSettings.size,
+        on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
         """Edits of a generated picture, or of a real one (`image`, its `inversion`, or its clean `latents`).
 
-        latents: packed [s, c], such as a row of an earlier edit's `clean_latents`: that edit is the source now.
+        inversion: one, or the folder that holds it. size: of an `image`, where neither height nor width is given:
+        "auto" keeps its shape at about the model's number of pixels, "fit" cuts it to the model's default size,
+        "48x64" is height and width. latents: packed [s, c], such as a row of an earlier edit's `clean_latents`:
+        that edit is the source now.
         method: a name of `editing.methods.METHODS`, by default "reference", or a `Method` of your own; what is None
         here is the method's. method_options: other numbers of it by name, such as {"begin": 0.1}. layers: where the
         source's image keys and values go into the edit's: "vital", "all", "none", "late" or global numbers.
@@ -255,15 +268,16 @@ class StableFlow:
         same source. attentions: where a layer has a joint attention and one of the image alone, whether "both",
         "joint" or "image" injects. negative, skip_layers, skip_scale, skip_window: as of `generate`, source first;
         an `image` is inverted without skip-layer guidance. Every branch of an edit takes from the source's same
-        branch. A stored inversion's size, steps and nudge hold.
+        branch. A stored inversion's size, steps and nudge hold. on_step: see `painter.watching`; called for the
+        steps of the edits, batch after batch (row 0 the source), not for those of an inversion or a region.
         """
         asked = EditSettings(
             method=method, layers=layers, steps=steps, guidance=guidance, seed=seed, nudge=nudge, unnudge=unnudge,
             replay=replay, region=region, paste=paste, edits_at_once=edits_at_once, method_options=method_options,
             height=height, width=width, attentions=attentions, negative=negative, skip_layers=skip_layers,
-            skip_scale=skip_scale, skip_window=skip_window,
+            skip_scale=skip_scale, skip_window=skip_window, size=size,
         )  # fmt: skip
-        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents)
+        request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents, on_step=on_step)
         return edit_pictures(self.painter, request, as_progress(progress))
 
     def region(
@@ -277,16 +291,18 @@ class StableFlow:
         seed: int = EditSettings.seed,
         height: int | None = None,
         width: int | None = None,
+        size: str = EditSettings.size,
         progress: bool | Progress = True,
     ) -> Float[np.ndarray, "rows columns"]:
         """Which of a picture's tokens an edit would change, 0..1: where the velocities of both prompts differ.
 
         recipe: a preset of `editing.regions.REGIONS`, or a `RegionRecipe`. guidance: of both prompts, by default as
-        method "coupled" has it.
+        method "coupled" has it. size: see `edit`.
         """
+        canvas = canvas_of_photo(self.painter, EditSettings(height=height, width=width, size=size), image)
         return find_region(
-            self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed,
-            self.info.canvas(height, width), as_progress(progress),
+            self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed, canvas,
+            as_progress(progress),
         )  # fmt: skip
 
     def try_edits(
@@ -305,6 +321,7 @@ class StableFlow:
         method_options: Mapping[str, Any] | None = None,
         height: int | None = None,
         width: int | None = None,
+        size: str = EditSettings.size,
         progress: bool | Progress = True,
     ) -> Candidates:
         """One edit by many settings, and which of them follows the prompt and keeps most: see `editing.choosing`.
@@ -313,8 +330,9 @@ class StableFlow:
         of one batch beside one source. All else is as `edit` has it.
         """
         asked = EditSettings(
-            layers=layers, seed=seed, region=region, method_options=method_options, height=height, width=width
-        )
+            layers=layers, seed=seed, region=region, method_options=method_options, height=height, width=width,
+            size=size,
+        )  # fmt: skip
         request = Request(source_prompt, [edit_prompt], image, None, None, asked, latents)
         return try_edits(self.painter, request, Trial(methods, guidances, strengths), as_progress(progress))
 

@@ -1,20 +1,29 @@
 """What comes back: pictures, settings, inversions."""
 
+import abc
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from sflow_jax.pictures.files import open_picture, png_bytes, to_uint8, to_unit
+from sflow_jax.pictures.grids import captioned_grid
+from sflow_jax.records import FILES, RecordError, read_record, write_record
 from sflow_jax.settings import MOST_STEPS, EditSettings, GenerationSettings
 from sflow_jax.storage.checksums import checksum
 from sflow_jax.storage.files import read_bytes, write_whole
+from sflow_jax.storage.folders import Folder, output_folder
 from sflow_jax.typed import Number, Positive, Side, parse_json, typed
 
 # Of latents, which are about as large as noise.
@@ -22,27 +31,101 @@ LARGEST = 1e6
 INVERSION_FILE, TURN_FILE = "inversion.safetensors", "latents.safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation:
+class Pictures(abc.ABC):
+    """Pictures with captions and a record of how they were painted: shown, saved and loaded in one way."""
+
+    images: Float[np.ndarray, "b y x 3"]
+    record: Mapping[str, Any]
+
+    @property
+    @abc.abstractmethod
+    def captions(self) -> list[str]:
+        """One a picture."""
+
+    @abc.abstractmethod
+    def write(self, folder: Folder, seconds: Mapping[str, float] | None = None) -> None:
+        """Put pictures and the record into a folder that a command fills. seconds: how long each part took."""
+
+    def pil(self) -> list[Image.Image]:
+        """The pictures in 8 bits a colour."""
+        return [Image.fromarray(picture) for picture in to_uint8(self.images)]
+
+    def grid(self) -> Image.Image:
+        """The pictures side by side, with captions."""
+        return captioned_grid(self.images, self.captions)
+
+    def save(self, folder: epath.PathLike) -> epath.Path:
+        """Write what the command writes: pictures, grid.png, and the JSON file that can be painted `--from`.
+
+        An earlier result of the same kind in the folder is replaced whole. SettingError for other folders.
+        """
+        if not self.record:
+            raise ValueError("a result without a record cannot be saved; take it as the pipeline returned it")
+        with output_folder(folder, FILES[self.record["command"]]) as whole:
+            self.write(whole)
+        return epath.Path(folder)
+
+    def _repr_png_(self) -> bytes:
+        """How notebooks show it."""
+        return png_bytes(self.grid())
+
+    def _described(self, what: str) -> str:
+        settings, sides = self.settings, self.images.shape[1:3]
+        return f"<{what}, {sides[0]}×{sides[1]}, {settings.steps} steps, seed {settings.seed}>"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Generation(Pictures):
     """Generated pictures.
 
-    images: [b, y, x, 3] float32 in 0..1. latents: [b, s, c] float32, packed and scaled. settings: with every
-    default filled in.
+    images: [b, y, x, 3] float32 in 0..1. latents: [b, s, c] float32, packed and scaled; None where it was loaded.
+    settings: with every default filled in. record: these, the prompts, the model, and where it ran.
     """
 
     images: Float[np.ndarray, "b y x 3"]
-    latents: Float[Array, "b s c"]
+    latents: Float[Array, "b s c"] | None
     settings: GenerationSettings
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return self._described(f"{len(self.images)} generated pictures")
+
+    @property
+    def captions(self) -> list[str]:
+        """Prompts, with their seeds where there are several."""
+        count, seed = len(self.images), self.settings.seed
+        prompts = list(self.record.get("prompts", map(str, range(1, count + 1))))
+        prompts = prompts * count if len(prompts) == 1 else prompts
+        if isinstance(seed, int):
+            return prompts
+        return [f"{prompt} (seed {number})" for prompt, number in zip(prompts, seed)]
+
+    def write(self, folder: Folder, seconds: Mapping[str, float] | None = None) -> None:
+        """picture-1.png …, grid.png, generate.json."""
+        for i, image in enumerate(self.images, 1):
+            folder.picture(f"picture-{i}.png", image, self.record)
+        folder.image("grid.png", self.grid(), self.record)
+        write_record(folder, self.record, seconds)
+
+    @classmethod
+    def load(cls, folder: epath.PathLike) -> "Generation":
+        """What `save` or `sflow generate` wrote: pictures in 8 bits, without latents. ValueError for others."""
+        folder, record = epath.Path(folder), _read_record(folder, "generate")
+        settings = GenerationSettings(**_of(record, GenerationSettings))
+        count = len(settings.seed) if isinstance(settings.seed, tuple) else len(record["prompts"])
+        names = [f"picture-{i}.png" for i in range(1, count + 1)]
+        return cls(_read_pictures(folder, names, record), None, settings, record)
 
 
-@dataclasses.dataclass(frozen=True)
-class Edit:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Edit(Pictures):
     """A source picture and its edits; row 0 is the source.
 
     images: [1 + edits, y, x, 3] float32 in 0..1. latents: [1 + edits, s, c] float32. settings: with every default
     filled in; layers as numbers, guidance one a row, nudge a real source's, else 1. regions: where each edit might
     change the picture, tokens, 0..1; None without one. evaluations: transformer passes, every row of every batch
-    one. method: with all its numbers (`editing.methods.Method`).
+    one. method: with all its numbers (`editing.methods.Method`); None where it was loaded (its record has them).
+    record: all of it, the prompts, the model, and where it ran.
     """
 
     images: Float[np.ndarray, "b y x 3"]
@@ -51,6 +134,47 @@ class Edit:
     regions: Float[np.ndarray, "e rows columns"] | None = None
     evaluations: int = 0
     method: Any = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        edits = len(self.images) - 1
+        return self._described(f"a source and {edits} edit{'s' * (edits != 1)} by {self.settings.method}")
+
+    @property
+    def captions(self) -> list[str]:
+        """Prompts of the source and the edits."""
+        if not self.record:
+            return ["source", *(f"edit {i}" for i in range(1, len(self.images)))]
+        return [f"source: {self.record['prompt']}", *self.record["edits"]]
+
+    def write(self, folder: Folder, seconds: Mapping[str, float] | None = None) -> None:
+        """source.png, edit-1.png …, region-1.png …, grid.png, latents.safetensors, edit.json."""
+        folder.picture("source.png", self.images[0], self.record)
+        for i, picture in enumerate(self.images[1:], 1):
+            folder.picture(f"edit-{i}.png", picture, self.record)
+        folder.image("grid.png", self.grid(), self.record)
+        for i, region in enumerate(() if self.regions is None else self.regions, 1):
+            side = self.images.shape[1] // len(region)
+            levels = np.kron(region, np.ones((side, side)))[..., None]
+            folder.picture(f"region-{i}.png", np.repeat(levels, 3, axis=-1), self.record)
+        Turn.of(self, [self.record["prompt"], *self.record["edits"]]).save(folder.path)
+        write_record(folder, self.record, seconds)
+
+    @classmethod
+    def load(cls, folder: epath.PathLike) -> "Edit":
+        """What `save` or `sflow edit` wrote: pictures and regions in 8 bits, latents. ValueError for others."""
+        folder, record = epath.Path(folder), _read_record(folder, "edit")
+        settings, numbers = EditSettings(**_of(record, EditSettings)), range(1, len(record["edits"]) + 1)
+        images = _read_pictures(folder, ["source.png", *(f"edit-{i}.png" for i in numbers)], record)
+        turn, regions = Turn.load(folder), None
+        if len(turn.latents) != len(images):
+            raise RecordError(f"{folder} has latents of {len(turn.latents)} pictures and {len(images)} pictures")
+        if (folder / "region-1.png").exists():
+            shown = _read_pictures(folder, [f"region-{i}.png" for i in numbers], record)
+            side = _token_side(turn.latents.shape[1], record)
+            regions = shown[:, side // 2 :: side, side // 2 :: side, 0]
+        latents = jnp.asarray(turn.latents * np.float32(settings.nudge))
+        return cls(images, latents, settings, regions, record["evaluations"], None, record)
 
     @property
     def clean_latents(self) -> Float[Array, "b s c"]:
@@ -139,7 +263,7 @@ class AttentionAtlas:
         return dataclasses.replace(self, **means)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inversion:
     """A picture's path to noise.
 
@@ -147,7 +271,7 @@ class Inversion:
     + 1] ascending from 0 to 1, one a state. settings: prompt, steps, guidance, nudge, height, width, solver.
     stored_points: [steps, s, c], where the velocity was evaluated that led from each state to the next; None where
     that was the state itself. stored_evaluated: [steps], the sigma that it was told; None where that was the next
-    state's, as the reference's inversion has it.
+    state's, as the reference's inversion has it. record: how it was made, where the pipeline made it just now.
     """
 
     trajectory: Float[np.ndarray, "t_plus_1 s c"]
@@ -155,6 +279,12 @@ class Inversion:
     settings: dict[str, Any]
     stored_points: Float[np.ndarray, "t s c"] | None = None
     stored_evaluated: Float[np.ndarray, " t"] | None = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        about = self.settings
+        sides = "×".join(str(about.get(side, "?")) for side in ("height", "width"))
+        return f"<inversion of {about.get('prompt', 'a picture')!r:.60}, {sides}, {len(self.trajectory) - 1} steps>"
 
     def __post_init__(self) -> None:
         steps = len(self.trajectory) - 1
@@ -181,7 +311,8 @@ class Inversion:
         return self.sigmas[1:] if self.stored_evaluated is None else self.stored_evaluated
 
     def save(self, folder: epath.PathLike) -> epath.Path:
-        """Write one file into `folder`, whole; returns its path."""
+        """Write one file into `folder`, whole, the folder made if need be; returns its path."""
+        epath.Path(folder).mkdir(parents=True, exist_ok=True)
         tensors = {
             "trajectory": self.trajectory,
             "sigmas": self.sigmas,
@@ -194,12 +325,10 @@ class Inversion:
     @classmethod
     def load(cls, path: epath.PathLike) -> "Inversion":
         """Read the file, or the folder that holds it; ValueError if it is missing, broken or damaged."""
-        path = epath.Path(path)
-        path = path / INVERSION_FILE if path.is_dir() else path
-        if not path.exists():
-            raise ValueError(f"no inversion at {path}; make one with: sflow invert")
+        path = inversion_file(path)
         try:
-            tensors, settings = _read_tensors(path, InversionRecord)
+            tensors, stored = _read_tensors(path, InversionRecord)
+            settings = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
             return cls(
                 tensors["trajectory"], tensors["sigmas"], settings, tensors.get("points"), tensors.get("evaluated")
             )
@@ -233,10 +362,7 @@ class Turn:
     @classmethod
     def load(cls, path: epath.PathLike) -> "Turn":
         """Beside an `edit.json`, or in the folder that holds it; ValueError if it is missing or broken."""
-        path = epath.Path(path)
-        path = (path if path.is_dir() else path.parent) / TURN_FILE
-        if not path.exists():
-            raise ValueError(f"no {path}; it is beside the edit.json of every sflow edit")
+        path = turn_file(path)
         try:
             tensors, settings = _read_tensors(path, TurnRecord)
             latents = tensors["latents"]
@@ -245,6 +371,24 @@ class Turn:
             return cls(np.float32(latents), settings["prompts"], settings["height"], settings["width"])
         except (SafetensorError, KeyError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is not what an edit left ({error}); edit again") from error
+
+
+def inversion_file(path: epath.PathLike) -> epath.Path:
+    """The file itself, or that in the folder; ValueError where there is none."""
+    path = epath.Path(path)
+    path = path / INVERSION_FILE if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"no inversion at {path}; make one with: sflow invert")
+    return path
+
+
+def turn_file(path: epath.PathLike) -> epath.Path:
+    """Beside an `edit.json`, or in the folder that holds it; ValueError where there is none."""
+    path = epath.Path(path)
+    path = (path if path.is_dir() else path.parent) / TURN_FILE
+    if not path.exists():
+        raise ValueError(f"no {path}; it is beside the edit.json of every sflow edit")
+    return path
 
 
 class _Header(msgspec.Struct):
@@ -273,6 +417,38 @@ class TurnRecord(msgspec.Struct):
     prompts: list[str]
     height: Side
     width: Side
+
+
+def _read_record(folder: epath.PathLike, command: str) -> dict[str, Any]:
+    """A folder's record; RecordError unless it is that command's."""
+    record = read_record(epath.Path(folder) / FILES[command])
+    if record["command"] != command:
+        raise RecordError(f"{folder} holds a result of sflow {record['command']}, not of sflow {command}")
+    return record
+
+
+def _of(record: Mapping[str, Any], settings: type) -> dict[str, Any]:
+    """The settings in a record; lists as tuples."""
+    values = {field.name: record[field.name] for field in dataclasses.fields(settings) if field.name in record}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _read_pictures(folder: epath.Path, names: list[str], record: Mapping[str, Any]) -> Float[np.ndarray, "b y x 3"]:
+    """Pictures of the size that a record says; RecordError for others."""
+    pictures = [np.asarray(open_picture(folder / name)) for name in names]
+    wanted = (record["height"], record["width"], 3)
+    for name, picture in zip(names, pictures):
+        if picture.shape != wanted:
+            raise RecordError(f"{folder / name} is {picture.shape[0]}×{picture.shape[1]}, not as its record says")
+    return to_unit(np.stack(pictures))
+
+
+def _token_side(tokens: int, record: Mapping[str, Any]) -> int:
+    """Pixels along a token; RecordError where a picture of the record's size has no such number of tokens."""
+    side = math.isqrt(record["height"] * record["width"] // tokens)
+    if not side or record["height"] % side or record["width"] % side:
+        raise RecordError(f"{tokens} tokens make no picture of {record['height']}×{record['width']}")
+    return side
 
 
 def _write_tensors(path: epath.Path, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> epath.Path:

@@ -7,6 +7,7 @@ Imports nothing that takes time, so that `--help` and completion are quick.
 import dataclasses
 import numbers
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ KINDS = {
 }
 MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 MOST_SCENES = 10_000
+# How large a photo is painted: its own shape at the model's number of pixels, or cut to the model's default square.
+OWN_SHAPE, MODEL_SHAPE = "auto", "fit"
 EMBEDDED = "toyworld"
 # Models that are known without files; the families describe them.
 PUBLISHED = ("flux-dev", "flux-krea-dev", "flux-schnell", "sd3-medium", "sd35-medium", "sd35-large")
@@ -49,13 +52,17 @@ def setting(
     choices: tuple[str, ...] | None = None,
     flag: str | None = None,
     unset: str | None = None,
+    several: bool = False,
 ) -> Any:
     """A field whose command-line option, default and help are these.
 
     kind: type of the option's value, or of its several; bool makes a switch. choices: the only values. flag: the
-    option's name, by default the field's. unset: what a default of None stands for, in words.
+    option's name, by default the field's. unset: what a default of None stands for, in words. several: whether a
+    list of them will do.
     """
-    metadata = {"help": help, "kind": kind, "choices": choices, "flag": flag, "unset": unset}
+    metadata = {
+        "help": help, "kind": kind, "choices": choices, "flag": flag, "unset": unset, "several": several,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -85,9 +92,10 @@ def _check_kinds(settings: Any) -> None:
         value, kind = getattr(settings, field.name), field.metadata.get("kind")
         if kind not in KINDS or (value is None and field.default is None) or (kind is str and field.type is Any):
             continue
-        # Guidance may be several numbers, one a picture.
-        several = field.type is Any and isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-        if not all(_is_one(kind, number) for number in (value if several else [value])):
+        # Guidance and seeds may be several numbers, one a picture.
+        several = field.metadata["several"] and isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+        numbers = list(value) if several else [value]
+        if not numbers or not all(_is_one(kind, number) for number in numbers):
             raise SettingError(f"`{field.name}` must be {KINDS[kind][1]}, found {value!r:.80}")
 
 
@@ -99,6 +107,16 @@ def check_path(name: str, path: Any) -> None:
     """SettingError, naming the setting, for what is no path."""
     if not isinstance(path, str | os.PathLike):
         raise SettingError(f"`{name}` must be a folder or a name, found {path!r:.80}")
+
+
+def parse_size(text: Any) -> str | tuple[int, int]:
+    """ "auto", "fit", or "48x64" as height and width in pixels; SettingError for anything else."""
+    sides = re.fullmatch(r"([0-9]{1,6})[x×]([0-9]{1,6})", text) if isinstance(text, str) else None
+    if sides is None and text not in (OWN_SHAPE, MODEL_SHAPE):
+        raise SettingError(
+            f"`size` must be auto (the photo's own shape), fit (the model's) or HEIGHTxWIDTH, found {text!r:.80}"
+        )
+    return (int(sides[1]), int(sides[2])) if sides else text
 
 
 def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
@@ -174,8 +192,10 @@ class PaintingSettings:
             ("skip_scale", MOST_GUIDANCE),
         ):
             _finite(name, getattr(self, name, None), most)
-        if not 0 <= getattr(self, "seed", 0) < SEEDS:
-            raise SettingError(f"`seed` must be a whole number from 0 to 2^64 - 1, found {self.seed}")
+        seeds = getattr(self, "seed", 0)
+        for seed in seeds if isinstance(seeds, Iterable) else [seeds]:
+            if not 0 <= seed < SEEDS:
+                raise SettingError(f"`seed` must be a whole number from 0 to 2^64 - 1, found {seed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,15 +227,34 @@ class GuidedSettings(PaintingSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings(GuidedSettings):
-    """Of `generate`. guidance: one number, or one a prompt. bypass: layers that every step leaves out."""
+    """Of `generate`. guidance: one number, or one a picture. seed: one, shared by all pictures, or one a picture.
 
-    guidance: Any = setting(None, "Guidance scale.", kind=float, unset="the model's default")
-    seed: int = setting(0, "Seed of the noise, shared by all pictures.", kind=int)
+    bypass: layers that every step leaves out.
+    """
+
+    guidance: Any = setting(None, "Guidance scale.", kind=float, unset="the model's default", several=True)
+    seed: Any = setting(
+        0, "Seed of the noise, shared by all pictures; or several, such as 1,2,3.", kind=int, several=True
+    )
     bypass: Any = setting("none", "Layers to leave out, such as 18,25 or 19-56.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InversionSettings(GuidedSettings):
+class PhotoSettings(GuidedSettings):
+    """What inversions and edits share. size: of a photo, "auto", "fit" or "48x64"; height and width win over it."""
+
+    size: Any = setting(
+        OWN_SHAPE,
+        "A photo's size: auto (its own shape at the model's number of pixels), fit (cut to the model's), or HxW.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_size(self.size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InversionSettings(PhotoSettings):
     """Of `invert`. solver: a name of `sampling.solvers.SOLVERS`. nudge: the latents are multiplied by it first.
 
     method: what is not set, is as this editing method inverts. seed: of the noise that some solvers head for.
@@ -235,7 +274,7 @@ class InversionSettings(GuidedSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EditSettings(GuidedSettings):
+class EditSettings(PhotoSettings):
     """Of `edit`. None is the method's.
 
     method: a name of `editing.methods.METHODS`, or a `Method`. layers: "vital", "all", "none", "late" or numbers.
@@ -249,7 +288,11 @@ class EditSettings(GuidedSettings):
         None, "vital, all, none, late, or numbers such as 0,1,17-18.", unset="the method's; reference: vital"
     )
     guidance: Any = setting(
-        None, "Guidance of the edits.", kind=float, unset="the method's; reference: 3.5, for photos 3, its source 1"
+        None,
+        "Guidance of the edits; or several, source first.",
+        kind=float,
+        unset="the method's; reference: 3.5, for photos 3, its source 1",
+        several=True,
     )
     seed: int = setting(0, "Seed of the noise of a generated source.", kind=int)
     nudge: float | None = setting(

@@ -371,6 +371,12 @@ INVERTING = [name for name, method in METHODS.items() if method.inverts]
 
 
 @pytest.fixture(scope="module")
+def photo(photo):
+    """Square, so that it is painted in the model's own size."""
+    return photo.crop((8, 0, 56, 48))
+
+
+@pytest.fixture(scope="module")
 def inversions(flow, photo):
     """Solver → an inversion, made once."""
     made = {}

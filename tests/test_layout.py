@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: every file imports from rooms below its own, and within its room without a loop.
 FLOORS = (
     "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families",
-    "storage", "measures", "results", "convert", "catalogue", "painter", "editing", "planning", "runs", "reports",
-    "toyworld", "vitality", "atlas", "pipeline", "evaluation", "commands",
+    "storage", "measures", "records", "results", "convert", "catalogue", "painter", "editing", "planning", "runs",
+    "reports", "toyworld", "vitality", "atlas", "pipeline", "evaluation", "commands",
 )  # fmt: skip
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
 LATE = {

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sflow_jax.commands.console import Command, say
-from sflow_jax.commands.options import record
 from sflow_jax.pictures.files import to_unit
 from sflow_jax.pictures.grids import captioned_grid
+from sflow_jax.records import write_record
 from sflow_jax.settings import EMBEDDED
 from sflow_jax.storage.folders import output_folder
 from sflow_jax.toyworld.scenes import Scene, sample_scene
@@ -39,18 +39,18 @@ def demo(out: str) -> None:
         shown = run_demo()
         rows = [(row.name, [row.source, *row.edits]) for row in shown.rows]
         images = np.concatenate([np.stack(pictures) for _, pictures in rows])
-        folder.image("grid.png", captioned_grid(images, shown.captions, columns=1 + len(CHANGES)))
+        folder.image("grid.png", captioned_grid(images, shown.captions, columns=1 + len(CHANGES)), shown.record)
         for name, (source, *edits) in rows:
-            folder.picture(f"{name}-source.png", source)
+            folder.picture(f"{name}-source.png", source, shown.record)
             for number, edit in enumerate(edits, 1):
-                folder.picture(f"{name}-edit-{number}.png", edit)
-        folder.json("demo.json", record(EMBEDDED, shown.figures, shown.seconds))
+                folder.picture(f"{name}-edit-{number}.png", edit, shown.record)
+        write_record(folder, shown.record, shown.seconds)
     say(summary(shown, out))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A source and its edits. what: for captions. outcomes: what happened to each edit."""
+    """A source and its edits. what: for captions. outcomes: what happened to each edit. settings: the edits'."""
 
     name: str
     what: str
@@ -58,6 +58,7 @@ class Row:
     edits: Float[np.ndarray, "n y x 3"]
     prompts: Sequence[str]
     outcomes: list[dict[str, Any]]
+    settings: Mapping[str, Any]
 
     @property
     def captions(self) -> list[str]:
@@ -67,11 +68,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """What was painted, and how long each part took. layers: where the reference injects."""
+    """What was painted, and how long each part took. layers: where the reference injects. model: its record."""
 
     rows: list[Row]
     layers: tuple[int, ...]
     seconds: dict[str, float]
+    model: Mapping[str, Any]
 
     @property
     def captions(self) -> list[str]:
@@ -82,6 +84,12 @@ class Demo:
     def figures(self) -> dict[str, Any]:
         """As JSON holds them."""
         return {"layers": self.layers} | {row.name: row.outcomes for row in self.rows}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same with the settings of every row, and which model painted where."""
+        edits = {row.name: dict(row.settings) for row in self.rows}
+        return {"command": "demo", **self.figures, "edits": edits, **self.model}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,7 @@ def run_demo(*, progress: bool = True) -> Demo:
         with timed(seconds, name):
             edit = flow.edit(source, edits, seed=SEED, edits_at_once=len(edits), progress=progress, **options)
         rows.append(judged(name, what, example, edit, drawing if "image" in options else None, reader))
-    return Demo(rows, edit.layers, seconds)
+    return Demo(rows, edit.layers, seconds, flow.painter.record())
 
 
 def judged(
@@ -154,7 +162,7 @@ def judged(
     if drawing is not None:
         answers = (known_answer(image, example.scene, target) for image, target in zip(edits, example.targets))
         outcomes = [outcome | answer for outcome, answer in zip(outcomes, answers)]
-    return Row(name, what, source, edits, example.captions, outcomes)
+    return Row(name, what, source, edits, example.captions, outcomes, edit.record)
 
 
 def drawn_changes(scene: Scene) -> list[dict[str, str]]:

@@ -5,36 +5,26 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.methods import method_options, region_options, shaped_region
-from sflow_jax.commands.options import (
-    Chosen,
-    model_options,
-    out_option,
-    placement_record,
-    record,
-    refuse_unused,
-    settings_options,
-)
+from sflow_jax.commands.options import Chosen, model_options, out_option, refuse_unused, settings_options
+from sflow_jax.commands.repeat import from_option
 from sflow_jax.commands.sources import ChosenSource, source_options
-from sflow_jax.commands.trial import candidates_table, save_candidates, trial_options
+from sflow_jax.commands.trial import candidates_table, describe_candidates, save_candidates, trial_options
 from sflow_jax.editing.methods import REFERENCE, Method, find_method
 from sflow_jax.errors import SettingError
-from sflow_jax.pictures.grids import captioned_grid
-from sflow_jax.results import Turn
+from sflow_jax.records import write_record
 from sflow_jax.settings import EditSettings, as_record, check_prompts
 from sflow_jax.storage.folders import Folder, output_folder
 
 if TYPE_CHECKING:
     from sflow_jax.pipeline import StableFlow
-    from sflow_jax.results import Edit
 
 # Settings that only one kind of source has.
 OF_PHOTOS, OF_GENERATED, OF_INVERTING = ("nudge", "unnudge", "replay"), ("seed",), ("nudge",)
 # Settings that every candidate of a trial shares.
-SHARED_BY_TRIALS = ("layers", "seed", "region", "method_options", "height", "width")
+SHARED_BY_TRIALS = ("layers", "seed", "region", "method_options", "height", "width", "size")
 
 
 @click.command(
@@ -52,10 +42,13 @@ SHARED_BY_TRIALS = ("layers", "seed", "region", "method_options", "height", "wid
 
     sflow edit -m checkpoints/flux-dev --continue hat/edit.json -e "A man, a hat, sea" --method coupled -o next
 
+    sflow edit --from sea/edit-1.png -e "A man in the snow" --seed 7 -o snow
+
     sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man at sea" --layers 0-2,17 -o sea
     """,
 )
 @model_options()
+@from_option("edit", "try")
 @source_options
 @click.option("--edit", "-e", "edits", multiple=True, required=True, help="What an edit shows; repeat for more.")
 @settings_options(EditSettings)
@@ -93,14 +86,16 @@ def edit(
     with output_folder(out if reports else None, "edit.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
+        about = source.files | recorded_region(settings.region, shape)
         if trial is None:
-            about = save_edit(flow, folder, source, edits, asked, reports)
-            about |= {"region": settings.region or method.region, "region_shape": shape}
+            about |= {"region": settings.region or method.region}
+            result = flow.edit(source.prompt, list(edits), **source.of_edit(), **as_record(asked), progress=reports)
+            seconds = {"load": loading, "edit": time.perf_counter() - start}
+            dataclasses.replace(result, record=result.record | about).write(folder, seconds)
         else:
-            about = save_trial(flow, folder, source, edits[0], asked, trial, choose, reports)
-        seconds = {"load": loading, "edit": time.perf_counter() - start}
-        about = source.given | {"edits": edits} | about | placement_record(flow.painter.placement)
-        folder.json("edit.json", record(chosen.model, about, seconds))
+            about |= {"edits": list(edits), "region": settings.region, "source": source.kind}
+            record = save_trial(flow, folder, source, asked, about, trial, choose, reports)
+            write_record(folder, record, {"load": loading, "edit": time.perf_counter() - start})
     if reports:
         say(f"source and {len(edits)} edits in {out}" if trial is None else f"candidates in {out}")
 
@@ -115,33 +110,11 @@ def refuse_unused_settings(source: ChosenSource, method: Method) -> None:
         refuse_unused(OF_INVERTING, "with an inversion, which has its own")
 
 
-def save_edit(
-    flow: "StableFlow",
-    folder: Folder,
-    source: ChosenSource,
-    edits: tuple[str, ...],
-    asked: EditSettings,
-    progress: bool,
-) -> dict[str, Any]:
-    """Edit, and save pictures of the source, the edits and their regions; returns what edit.json says of them."""
-    prompt = source.prompt
-    result = flow.edit(prompt, list(edits), **source.of_edit(), **as_record(asked), progress=progress)
-    save_pictures(folder, result, [f"source: {prompt}", *edits])
-    Turn.of(result, [prompt, *edits]).save(folder.path)
-    unused = (*(OF_PHOTOS if source.painted else OF_GENERATED), "method_options")
-    kept = {name: value for name, value in as_record(result.settings).items() if name not in unused}
-    return kept | {"evaluations": result.evaluations, "method_settings": dataclasses.asdict(result.method)}
+def recorded_region(region: str | None, shape: dict[str, Any]) -> dict[str, Any]:
+    """How a region was shaped, and the checksum of the mask's file where it is one."""
+    from sflow_jax.editing.edit import region_checksum
 
-
-def save_pictures(folder: Folder, result: "Edit", captions: list[str]) -> None:
-    """One by one and side by side."""
-    folder.picture("source.png", result.images[0])
-    for i, picture in enumerate(result.images[1:], 1):
-        folder.picture(f"edit-{i}.png", picture)
-    folder.image("grid.png", captioned_grid(result.images, captions))
-    for i, region in enumerate(() if result.regions is None else result.regions, 1):
-        side = result.images.shape[1] // len(region)
-        folder.picture(f"region-{i}.png", np.repeat(np.kron(region, np.ones((side, side)))[..., None], 3, axis=-1))
+    return {"region_checksum": region_checksum(region), "region_shape": shape}
 
 
 def check_trial(edits: tuple[str, ...], settings: EditSettings, source: ChosenSource) -> None:
@@ -158,17 +131,28 @@ def save_trial(
     flow: "StableFlow",
     folder: Folder,
     source: ChosenSource,
-    edit: str,
     asked: EditSettings,
+    about: dict[str, Any],
     trial: dict[str, Any],
     choose: bool,
     progress: bool,
 ) -> dict[str, Any]:
-    """Try, and save all candidates; returns what edit.json says of them."""
+    """Try, and save all candidates; returns their record. about: its part of source, edit and region."""
     shared = {name: getattr(asked, name) for name in SHARED_BY_TRIALS}
     sources = {name: value for name, value in source.of_edit().items() if name != "inversion"}
-    tried = flow.try_edits(source.prompt, edit, **sources, **trial, **shared, progress=progress)
-    known = save_candidates(folder, tried, source.prompt, choose)
+    tried = flow.try_edits(source.prompt, about["edits"][0], **sources, **trial, **shared, progress=progress)
+    known = describe_candidates(tried)
+    record = {
+        "command": "try",
+        **shared,
+        **about,
+        "trial": trial,
+        "choose": choose,
+        "candidates": known,
+        "evaluations": tried.evaluations,
+        **flow.painter.record(),
+    }
+    save_candidates(folder, tried, source.prompt, choose, record)
     if progress:
         say(candidates_table(known))
-    return {"candidates": known, "evaluations": tried.evaluations, "seed": asked.seed}
+    return record

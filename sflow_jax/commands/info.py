@@ -1,11 +1,14 @@
 """`sflow info`: what a checkpoint or a features folder is, and what a model takes on a machine."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import refuse_unused
+from sflow_jax.records import read_record
 from sflow_jax.settings import PUBLISHED, QUANTISATIONS, Placement
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ GIB = 2**30
 
     sflow info flux-schnell
 
+    sflow info dog/edit-1.png
+
     sflow info flux-dev --plan v6e-8
 
     sflow info flux-dev --plan h100x1 --quantize fp8
@@ -44,9 +49,26 @@ def info(model: str, plan: str | None, quantize: str | None, offload: bool, veri
     """`sflow info`."""
     if plan is None:
         refuse_unused(["quantize", "offload"], "without --plan")
+    if is_record(model):
+        refuse_unused(["plan", "quantize", "offload", "verify"], "with a result")
+        say("\n".join(describe_record(model)))
+        return
     if verify:
         say(describe_files(model))
     say("\n".join(_lines(model, plan, Placement(quantisation=quantize, offload=offload))))
+
+
+def is_record(name: str) -> bool:
+    """Whether a name is that of a result's file."""
+    return Path(name).suffix.lower() in (".png", ".json") and not Path(name).is_dir()
+
+
+def describe_record(path: str) -> list[str]:
+    """Lines about a result: every setting, as JSON has it."""
+    record = read_record(path)
+    width = max(map(len, record))
+    known = {name.replace("continued", "continue"): value for name, value in record.items() if value is not None}
+    return [f"{name:{width}}  {json.dumps(value, ensure_ascii=False)}" for name, value in known.items()]
 
 
 def _lines(model: str, machine: str | None, placement: Placement) -> list[str]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from sflow_jax.commands.console import Command, say
-from sflow_jax.commands.options import Chosen, model_options, out_option, placement_record, record, settings_options
+from sflow_jax.commands.options import Chosen, model_options, out_option, settings_options
 from sflow_jax.pictures.files import fit_picture, open_picture, to_unit
+from sflow_jax.records import photo_record, write_record
 from sflow_jax.settings import InversionSettings, as_record, check_prompts
 from sflow_jax.storage.folders import output_folder
 
@@ -44,10 +45,10 @@ def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings,
         seconds = {"load": loading, "invert": time.perf_counter() - start}
         again, figures = reconstruct(flow, photo, inversion, reports)
         inversion.save(folder.path)
-        folder.picture("reconstruction.png", again.images[0])
-        settings_record = {"image": image, **inversion.settings, **placement_record(flow.painter.placement)}
-        settings_record["psnr_db"] = {name: round(value, 2) for name, value in figures.items()}
-        folder.json("inversion.json", record(chosen.model, settings_record, seconds))
+        psnr = {"psnr_db": {name: round(value, 2) for name, value in figures.items()}}
+        record = {**inversion.record, **photo_record(image), **psnr}
+        folder.picture("reconstruction.png", again.images[0], record)
+        write_record(folder, record, seconds)
     if reports:
         say(f"{out}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items()))
 

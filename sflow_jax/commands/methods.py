@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sflow_jax.commands.options import options
+from sflow_jax.commands.repeat import recorded
 from sflow_jax.editing.methods import METHODS, Method, describe_methods, parse_assignments
 from sflow_jax.errors import SettingError
 from sflow_jax.settings import EditSettings
@@ -63,6 +64,9 @@ def method_options(command: Callable) -> Callable:
         if texts:
             read = next(iter(METHODS.values())).read(texts)
             numbers |= {name: getattr(read, name) for name in texts}
+        if (record := recorded()) is not None:
+            # Of a trial; the record of an edit holds its whole method.
+            numbers = record.values.get("method_options", {}) | numbers
         return command(**values, numbers=numbers)
 
     return options(

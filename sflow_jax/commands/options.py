@@ -6,18 +6,17 @@ Nothing here imports what takes time: `--help` and completion must be quick.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sflow_jax.commands.repeat import explicit, recorded, recorded_settings
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import AUTOMATIC, PaintingSettings, Placement, as_record
+from sflow_jax.settings import PaintingSettings, Placement
 
 if TYPE_CHECKING:
-    import jax
-
     from sflow_jax.pipeline import StableFlow
     from sflow_jax.storage.checkpoint import ModelInfo
 
@@ -44,12 +43,27 @@ def flags_of(*settings: type) -> dict[str, str]:
     return {field.name: field.metadata["flag"] for field in fields if field.metadata.get("flag")}
 
 
+class Several(click.ParamType):
+    """One number, or several with commas between."""
+
+    def __init__(self, kind: type):
+        self.one = click.types.convert_type(kind)
+        self.name = f"{self.one.name},…"
+
+    def convert(self, value: Any, option: click.Parameter | None, context: click.Context | None) -> Any:
+        """A number, or a tuple of them."""
+        parts = value.split(",") if isinstance(value, str) else [value]
+        numbers = tuple(self.one.convert(part, option, context) for part in parts)
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
 def setting_option(field: dataclasses.Field) -> Callable:
     """The click option of one setting: its name, type, default and help."""
     about = field.metadata
     if about["kind"] is bool:
         return click.option(flag_of(field), field.name, is_flag=True, default=field.default, help=about["help"])
     kind = click.Choice(list(about["choices"])) if about["choices"] else about["kind"]
+    kind = Several(kind) if about["several"] else kind
     unset = f" [{about['unset']}]" if about["unset"] else ""
     return click.option(
         flag_of(field),
@@ -62,13 +76,16 @@ def setting_option(field: dataclasses.Field) -> Callable:
 
 
 def settings_options(settings: type, *, name: str = "settings") -> Callable:
-    """All settings of a dataclass as options, given to the command as one object `name`."""
+    """All settings of a dataclass as options, given to the command as one object `name`.
+
+    Where the command repeats a record (`--from`), its values stand for options that were not given.
+    """
     fields = [field for field in dataclasses.fields(settings) if field.metadata]
 
     def bundled(command: Callable) -> Callable:
         @functools.wraps(command)
         def run(**values):
-            mine = {field.name: values.pop(field.name) for field in fields}
+            mine = {field.name: values.pop(field.name) for field in fields} | recorded_settings(settings)
             return command(**values, **{name: settings(**mine)})
 
         return run
@@ -114,46 +131,18 @@ class Chosen:
         """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""
         from sflow_jax.painter import Painter
         from sflow_jax.pipeline import StableFlow
+        from sflow_jax.planning.meshes import placed
 
         start = time.perf_counter()
-        flow = StableFlow(Painter.load(self.model, self.placed("sweep" if alone else "edit", alone=alone)))
+        placement = placed(self.model, self.placement, "sweep" if alone else "edit", alone=alone)
+        flow = StableFlow(Painter.load(self.model, placement))
         return flow, time.perf_counter() - start
-
-    def placed(self, work: str, *, alone: bool = False) -> Placement:
-        """The placement with its mesh made: as asked for, or proposed for these devices and this work."""
-        import jax
-
-        from sflow_jax.machine.meshes import make_mesh, parse_mesh
-
-        try:
-            devices = jax.local_devices() if alone else jax.devices()
-        except RuntimeError as error:
-            raise SettingError(f"no usable device: {str(error).splitlines()[0]}") from error
-        if self.placement.mesh is None:
-            return self.placement
-        automatic = self.placement.mesh == AUTOMATIC
-        if automatic and len(devices) == 1:
-            return dataclasses.replace(self.placement, mesh=None)
-        sizes = self._proposed(devices, work) if automatic else parse_mesh(self.placement.mesh)
-        return dataclasses.replace(self.placement, mesh=make_mesh(sizes, devices))
-
-    def _proposed(self, devices: "Sequence[jax.Device]", work: str) -> dict[str, int]:
-        from sflow_jax.catalogue import find_info
-        from sflow_jax.machine.chips import find_chip
-        from sflow_jax.planning.costs import propose_mesh
-
-        chip = find_chip(devices[0].device_kind)
-        sizes, why = propose_mesh(find_info(self.model)[0], chip, len(devices), work, self.placement)
-        click.echo(f"mesh {why}", err=True)
-        return sizes
 
 
 def refuse_unused(names: Iterable[str], why: str) -> None:
     """SettingError if one of these options was given: it would change nothing."""
-    context = click.get_current_context()
     for name in names:
-        source = context.get_parameter_source(name)
-        if source in (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT):
+        if explicit(name):
             raise SettingError(f"`{name}` has no effect {why}; leave it out")
 
 
@@ -163,6 +152,10 @@ def model_options(*, required: bool = True) -> Callable:
     def bundled(command: Callable) -> Callable:
         @functools.wraps(command)
         def run(*, model, placement, coordinator, process, **values):
+            if (record := recorded()) is not None:
+                record.check_repeatable()
+                record.check_model()
+                record.warn_of_versions()
             return command(chosen=Chosen(model, placement, coordinator, process), **values)
 
         return run
@@ -199,24 +192,3 @@ def worker_of(worker: str, chosen: Chosen) -> Worker:
 
 
 out_option = click.option("--out", "-o", required=True, help="Folder for the results.")
-
-
-def record(model: str, settings: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """What a result's JSON says: settings, versions, device, seconds."""
-    from sflow_jax.machine.processes import describe_devices, package_versions
-
-    return {
-        "model": model,
-        **settings,
-        "device": describe_devices(),
-        "versions": package_versions(),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-    }
-
-
-def placement_record(placement: Placement) -> dict[str, Any]:
-    """Where and how a model ran, as a result's JSON says it."""
-    fields = as_record(placement)
-    if fields["mesh"] is not None:
-        fields["mesh"] = ",".join(f"{axis}={size}" for axis, size in fields["mesh"].shape.items() if size > 1)
-    return fields

@@ -8,25 +8,33 @@ from typing import Any
 import click
 
 from sflow_jax.commands.options import options
+from sflow_jax.commands.repeat import explicit, recorded
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import open_picture
-from sflow_jax.results import Inversion, Turn
+from sflow_jax.records import checksum_of, photo_record
+from sflow_jax.results import Inversion, Turn, inversion_file, turn_file
 
 
 @dataclasses.dataclass(frozen=True)
 class ChosenSource:
-    """What is edited, its files read. prompt: what it shows. given: what was asked for, as results record it."""
+    """What is edited, its files read. prompt: what it shows. files: what they were, as results record it."""
 
     prompt: str
     photo: Any
     stored: Inversion | None
     turn: Turn | None
-    given: dict[str, Any]
+    files: dict[str, Any]
 
     @property
     def painted(self) -> bool:
         """Whether the model paints it."""
         return self.photo is None and self.stored is None and self.turn is None
+
+    @property
+    def kind(self) -> str:
+        """What it comes from, as results record it."""
+        kinds = {"image": self.photo, "inversion": self.stored, "latents": self.turn}
+        return next((kind for kind, value in kinds.items() if value is not None), "painted")
 
     def of_edit(self) -> dict[str, Any]:
         """As `StableFlow.edit` takes it."""
@@ -46,6 +54,13 @@ def source_options(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def run(*, prompt, image, inversion, before, pick, **values):
+        if (record := recorded()) is not None:
+            image, inversion, before = (
+                path or record.source(name)
+                for name, path in (("image", image), ("inversion", inversion), ("before", before))
+            )
+            prompt = None if explicit("before") and not explicit("prompt") else prompt
+            pick = pick if explicit("pick") or record.new_source else record.values["pick"] or 0
         if image and inversion:
             raise SettingError("give `image` or `inversion`, not both")
         stored = None if inversion is None else Inversion.load(inversion)
@@ -54,8 +69,10 @@ def source_options(command: Callable) -> Callable:
             raise SettingError("`prompt` is missing: say what the source shows")
         prompt = turn.prompts[0] if prompt is None else prompt
         photo = None if image is None else open_picture(image)
-        given = {"prompt": prompt, "image": image, "inversion": inversion, "continue": before}
-        return command(source=ChosenSource(prompt, photo, stored, turn, given), **values)
+        return command(
+            source=ChosenSource(prompt, photo, stored, turn, _files(prompt, image, inversion, before, pick)),
+            **values,
+        )
 
     return options(
         click.option("--prompt", "-p", help="The source: what it shows, or what to paint."),
@@ -66,6 +83,19 @@ def source_options(command: Callable) -> Callable:
             "--pick", type=int, default=1, show_default=True, help="Of --continue: which edit; 0: source."
         ),
     )(run)
+
+
+def _files(prompt: str, image: str | None, inversion: str | None, before: str | None, pick: int) -> dict[str, Any]:
+    """Prompt, paths as they were given, and checksums."""
+    return {
+        "prompt": prompt,
+        **photo_record(image),
+        "inversion": inversion,
+        "inversion_checksum": None if inversion is None else checksum_of(inversion_file(inversion)),
+        "continue": before,
+        "continue_checksum": None if before is None else checksum_of(turn_file(before)),
+        "pick": None if before is None else pick,
+    }
 
 
 def _picked(path: str, row: int, other: str | None) -> Turn:

@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from sflow_jax.commands.options import options
+from sflow_jax.commands.repeat import explicit, recorded
 from sflow_jax.editing.methods import find_method
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.grids import captioned_grid
@@ -22,6 +23,10 @@ def trial_options(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def run(*, try_methods, try_guidances, try_strengths, **values):
+        if recorded() is not None and explicit("method") and not explicit("try_methods"):
+            # An edit by one method instead of the record's trial.
+            try_methods = try_guidances = try_strengths = None
+            values["choose"] = explicit("choose")
         lists = {
             "methods": None if try_methods is None else _methods(try_methods),
             "guidances": _numbers("try_guidances", try_guidances),
@@ -58,29 +63,35 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
         raise SettingError(f"`{name}` must be numbers such as 1.5,2, found {text!r}") from error
 
 
-def save_candidates(folder: "Folder", tried: "Candidates", prompt: str, choose: bool) -> list[dict[str, Any]]:
-    """All candidates one by one and side by side; the chosen one as the edit. Returns what is known of each."""
-    captions, known = [f"source: {prompt}"], []
+def describe_candidates(tried: "Candidates") -> list[dict[str, Any]]:
+    """What is known of each."""
+    return [
+        {
+            "name": candidate.name,
+            "follows": round(candidate.follows, 4),
+            "psnr_inside_db": round(candidate.inside, 2),
+            "psnr_outside_db": round(candidate.outside, 2),
+            "remark": candidate.remark,
+            "chosen": i == tried.chosen,
+        }
+        for i, candidate in enumerate(tried.candidates)
+    ]
+
+
+def save_candidates(
+    folder: "Folder", tried: "Candidates", prompt: str, choose: bool, record: dict[str, Any]
+) -> None:
+    """All candidates one by one and side by side; the chosen one as the edit."""
+    captions = [f"source: {prompt}"]
     for i, candidate in enumerate(tried.candidates):
-        folder.picture(f"candidate-{i + 1}.png", candidate.image)
+        folder.picture(f"candidate-{i + 1}.png", candidate.image, record)
         notes = [candidate.remark, "chosen" if i == tried.chosen else ""]
         captions.append(": ".join([candidate.name, *filter(None, notes)]))
-        known.append(
-            {
-                "name": candidate.name,
-                "follows": round(candidate.follows, 4),
-                "psnr_inside_db": round(candidate.inside, 2),
-                "psnr_outside_db": round(candidate.outside, 2),
-                "remark": candidate.remark,
-                "chosen": i == tried.chosen,
-            }
-        )
     images = np.stack([tried.source, *(candidate.image for candidate in tried.candidates)])
-    folder.image("candidates.png", captioned_grid(images, captions))
-    folder.picture("source.png", tried.source)
+    folder.image("candidates.png", captioned_grid(images, captions), record)
+    folder.picture("source.png", tried.source, record)
     if choose:
-        folder.picture("edit-1.png", tried.candidates[tried.chosen].image)
-    return known
+        folder.picture("edit-1.png", tried.candidates[tried.chosen].image, record)
 
 
 def candidates_table(known: list[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 from sflow_jax.arrays import AnyArray
@@ -16,6 +17,7 @@ from sflow_jax.editing.methods import NO_REGION, PHOTO_METHOD, REFERENCE, Method
 from sflow_jax.editing.regions import RegionRecipe, find_recipe, paste, read_region
 from sflow_jax.editing.sources import (
     Source,
+    canvas_of_photo,
     encoded,
     inversion_settings,
     invert_latents,
@@ -25,14 +27,15 @@ from sflow_jax.editing.sources import (
 )
 from sflow_jax.editing.watch import Watch
 from sflow_jax.errors import SettingError
-from sflow_jax.painter import Painter
+from sflow_jax.painter import OnStep, Painter
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_unit
 from sflow_jax.progress import Progress
-from sflow_jax.results import Edit, Inversion
+from sflow_jax.records import OWN, checksum_of, photo_record
+from sflow_jax.results import Edit, Inversion, inversion_file
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import BRANCHES
-from sflow_jax.settings import EditSettings
+from sflow_jax.settings import EditSettings, as_record
 
 logger = logging.getLogger(__name__)
 # Where the user gives a region to a method that has none, the background stays until this share of the steps.
@@ -45,18 +48,19 @@ class Request:
 
     source: its prompt. edits: theirs. image, inversion, latents (clean, packed): of the source; without them it is
     painted. noise: packed [s, c], replaces the seed of a painted source. strengths: of the injection, one an edit.
-    watch: of an edit, which it fills.
+    watch: of an edit, which it fills. on_step: sees every step of the edits.
     """
 
     source: str
     edits: Sequence[str]
     image: Picture | None
-    inversion: Inversion | None
+    inversion: Inversion | epath.PathLike | None
     noise: Float[AnyArray, "s c"] | None
     settings: EditSettings
     latents: Float[AnyArray, "s c"] | None = None
     strengths: tuple[float, ...] | None = None
     watch: Watch | None = None
+    on_step: OnStep | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edits, str) or not self.edits:
@@ -79,16 +83,20 @@ class Request:
 
 def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edit:
     """Edits of one source; see `StableFlow.edit`."""
+    record = source_record(request)
+    if isinstance(request.inversion, str | os.PathLike):
+        request = dataclasses.replace(request, inversion=Inversion.load(request.inversion))
     asked = request.settings
     method = choose_method(painter, request)
     layers = painter.info.resolve_layers(method.layers)
     scale, branches = guidance_of(method, asked.guidance, request.batch), Branches.of(painter, request.batch, asked)
     branches.on(LayerControl.none(method.steps, 1, painter.layers))
     mask = _asked_region(request, method)
-    canvas = painter.info.canvas(asked.height, asked.width)
+    canvas = canvas_of_photo(painter, asked, request.image)
     noise = checked_noise(painter, asked.seed, request.noise, canvas) if request.painted else None
     if method.path == "painted":
-        return _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress)
+        edit = _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress)
+        return dataclasses.replace(edit, record=edit_record(painter, edit, record))
     conditioning = painter.encode_prompts([request.source, *request.edits])
     source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress)
     if method.inverts:
@@ -96,12 +104,54 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     editor = Editor(
         painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
-        progress, passes, branches, asked.attentions, request.watch,
+        progress, passes, branches, asked.attentions, request.watch, request.on_step,
     )  # fmt: skip
     regions = _regions(editor, mask, method)
     method = _locking(method, regions)
     latents = editor.edited(method, layers, regions, request.strengths)
-    return _result(painter, request, method, layers, scale, branches, source, latents, regions, editor.passes)
+    edit = _result(painter, request, method, layers, scale, branches, source, latents, regions, editor.passes)
+    return dataclasses.replace(edit, record=edit_record(painter, edit, record))
+
+
+def source_record(request: Request) -> dict[str, Any]:
+    """What is edited, as results say it: prompts, and the files that were named."""
+    inversion = request.inversion
+    stored = isinstance(inversion, str | os.PathLike)
+    kinds = {"image": request.image, "inversion": inversion, "latents": request.latents}
+    return {
+        "prompt": request.source,
+        "edits": list(request.edits),
+        "source": next((kind for kind, value in kinds.items() if value is not None), "painted"),
+        **photo_record(request.image),
+        "inversion": os.fspath(inversion) if stored else None,
+        "inversion_checksum": checksum_of(inversion_file(inversion)) if stored else None,
+        "continue": None,
+        "continue_checksum": None,
+        "pick": None,
+        "noise": None if request.noise is None else OWN,
+        "region_checksum": region_checksum(request.settings.region),
+        "region_shape": {},
+    }
+
+
+def region_checksum(region: Any) -> str | None:
+    """Of a mask's file; None for what is none."""
+    is_file = isinstance(region, os.PathLike) or (isinstance(region, str) and not set("./\\").isdisjoint(region))
+    return checksum_of(region) if is_file else None
+
+
+def edit_record(painter: Painter, edit: Edit, source: dict[str, Any]) -> dict[str, Any]:
+    """All that an edit was made of: what it is painted from again."""
+    settings = {name: value for name, value in as_record(edit.settings).items() if name != "method_options"}
+    numbers = dataclasses.asdict(edit.method) | {"layers": edit.settings.layers}
+    return {
+        "command": "edit",
+        **source,
+        **settings,
+        "evaluations": edit.evaluations,
+        "method_settings": numbers,
+        **painter.record(),
+    }
 
 
 def choose_method(painter: Painter, request: Request) -> Method:
@@ -165,7 +215,8 @@ def checked_latents(
     shape = (canvas.tokens, painter.info.channels)
     if latents.shape != shape:
         raise SettingError(
-            f"`{name}` must be packed latents {list(shape)} at this size, found {list(latents.shape)}"
+            f"`{name}` must be packed latents {list(shape)} at this size, found {list(latents.shape)}; "
+            "give the `height` and `width` that they have"
         )
     return np.asarray(latents, np.float32)
 
@@ -249,7 +300,7 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
     prompts, asked = Prompts(conditioning, scale, branches.conditioning(painter)), request.settings
     editor = Editor(
         painter, canvas, noise, prompts, None, asked.seed, asked.edits_at_once, progress, branches=branches,
-        attentions=asked.attentions, watch=request.watch,
+        attentions=asked.attentions, watch=request.watch, on_step=request.on_step,
     )  # fmt: skip
     latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))
@@ -259,7 +310,8 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
 def _result(painter, request, method, layers, scale, branches, source, latents, regions, passes) -> Edit:
     """What comes back, with every default filled in."""
     asked, canvas, nudge = request.settings, source.canvas, source.nudge if method.inverts else 1.0
-    region = asked.region if isinstance(asked.region, str) else method.region if asked.region is None else "own"
+    region = method.region if asked.region is None else asked.region
+    region = os.fspath(region) if isinstance(region, str | os.PathLike) else OWN
     settings = dataclasses.replace(
         asked,
         method=method.name,

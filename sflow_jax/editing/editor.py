@@ -18,7 +18,7 @@ from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
 from sflow_jax.editing.regions import RegionRecipe, region_of_differences
 from sflow_jax.editing.watch import Watch
 from sflow_jax.models.conditioning import Conditioning
-from sflow_jax.painter import Painter
+from sflow_jax.painter import OnStep, Painter, watching
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.latents import draw_noise, draw_numbered_noise
 from sflow_jax.progress import Progress, ignore
@@ -79,7 +79,7 @@ class Editor:
     picture: clean latents [s, c]. prompts: of the source and the edits. inversion: the picture's, for methods that
     follow one. seed: of every noise. at_once: edits in one batch. branches: whose skip-layer guidance edits have.
     attentions: of two in a layer, those that inject. watch: what is looked at while edits are painted, all of them
-    in one batch.
+    in one batch. on_step: sees every step of the edits, where nothing is watched.
     """
 
     painter: Painter
@@ -94,6 +94,7 @@ class Editor:
     branches: Branches = Branches(None)
     attentions: str = ATTENTIONS[0]
     watch: Watch | None = None
+    on_step: OnStep | None = None
 
     def noise(self, number: int) -> Float[np.ndarray, "s c"]:
         """One of the seed's many noises, the same for all rows."""
@@ -130,11 +131,11 @@ class Editor:
             yield from method_steps(method, start, sigmas, control, blank, locked)
 
         rows: list[Array] = []
-        see = None if self.watch is None else self.watch.see
         for members in self._batches():
             latents = self._follow(
-                members, start.latents(method), path_of, method.steps - method.left_out, "editing", watch=see
-            )
+                members, start.latents(method), path_of, method.steps - method.left_out, "editing",
+                watching(self.on_step) if self.watch is None else self.watch.see,
+            )  # fmt: skip
             rows.append(latents if not rows else latents[1:])
         # Filling up the last batch repeated its last edit.
         return jnp.concatenate(rows)[: 1 + self.prompts.edits]

@@ -1,6 +1,7 @@
 """Pictures of prompts: which settings hold, and what comes back."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +12,12 @@ from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.edit import checked_noise
 from sflow_jax.editing.watch import Watch
 from sflow_jax.errors import SettingError
-from sflow_jax.painter import Painter
+from sflow_jax.painter import OnStep, Painter, watching
 from sflow_jax.progress import Progress
+from sflow_jax.records import OWN
 from sflow_jax.results import Generation
 from sflow_jax.sampling.control import LayerControl
-from sflow_jax.settings import GenerationSettings, check_prompts
+from sflow_jax.settings import GenerationSettings, as_record, check_prompts
 
 
 def generate_pictures(
@@ -25,18 +27,23 @@ def generate_pictures(
     asked: GenerationSettings,
     progress: Progress,
     watch: Watch | None = None,
+    on_step: OnStep | None = None,
 ) -> Generation:
-    """Pictures of prompts, all from the same noise; see `StableFlow.generate`. watch: of the only prompt."""
+    """Pictures of prompts and seeds; see `StableFlow.generate`. watch: of the only prompt, instead of on_step."""
     canvas, layers = painter.info.canvas(asked.height, asked.width), painter.info.resolve_layers(asked.bypass)
-    start = checked_noise(painter, asked.seed, noise, canvas)
-    batch, count = len(check_prompts(prompts)), asked.steps or painter.defaults.steps
+    seeds, texts = paired(asked.seed, check_prompts(prompts))
+    start = {one: checked_noise(painter, one, noise, canvas) for one in seeds}
+    batch, count = len(texts), asked.steps or painter.defaults.steps
     branches = Branches.of(painter, batch, asked)
     control = branches.on(LayerControl.none(count, batch, painter.layers).bypassing(layers))
     conditioning = painter.encode_prompts(prompts)
+    if len(prompts) < batch:
+        conditioning = conditioning.rows([0] * batch)
     scale = _guidance(asked.guidance, painter.defaults.guidance, batch)
     settings = dataclasses.replace(
         asked,
         steps=count,
+        seed=asked.seed if isinstance(asked.seed, numbers.Integral) else tuple(seeds),
         guidance=tuple(scale.tolist()) if np.ndim(asked.guidance) else float(scale[0]),
         height=canvas.height,
         width=canvas.width,
@@ -44,18 +51,36 @@ def generate_pictures(
         **branches.record(count),
     )
     latents = painter.denoise(
-        np.repeat(start[None], batch, axis=0),
+        np.stack([start[one] for one in seeds]),
         conditioning,
         control if watch is None else watch.on(control),
         canvas,
         guidance=scale,
         negative=branches.conditioning(painter),
         groups=batch,
-        watch=None if watch is None else watch.see,
+        watch=watching(on_step) if watch is None else watch.see,
         progress=progress,
         what="generating",
     )
-    return Generation(painter.decode(latents, canvas), latents, settings)
+    record = {
+        "command": "generate",
+        "prompts": list(prompts),
+        **as_record(settings),
+        "noise": None if noise is None else OWN,
+        **painter.record(),
+    }
+    return Generation(painter.decode(latents, canvas), latents, settings, record)
+
+
+def paired(seed: int | Sequence[int], prompts: Sequence[str]) -> tuple[list[int], list[str]]:
+    """A seed and a prompt for every picture; SettingError where their numbers do not go together."""
+    seeds, texts = [seed] if isinstance(seed, numbers.Integral) else list(seed), list(prompts)
+    pictures = max(len(seeds), len(texts))
+    if not {len(seeds), len(texts)} <= {1, pictures}:
+        raise SettingError(
+            f"{len(seeds)} numbers in `seed` do not go with {len(texts)} prompts: give one of either, or as many"
+        )
+    return seeds if len(seeds) > 1 else seeds * pictures, texts if len(texts) > 1 else texts * pictures
 
 
 def _guidance(guidance: float | Sequence[float] | None, default: float, batch: int) -> Float[np.ndarray, " b"]:

@@ -151,7 +151,7 @@ METHODS: dict[str, Method] = {
         # Coupled velocities with what the embedded world's known answers preferred: equal guidance, fresh noise a
         # step, an early start, and the background kept for most of the way.
         Method(
-            name="coupled", paper="this project, after FlowEdit", path="coupled", steps=20, guidance=2.0,
+            name="coupled", paper="this project, after FlowEdit", path="coupled", steps=20, guidance=1.5,
             begin=0.05, region=AUTO_REGION, lock_until=0.8,
         ),
         Method(

@@ -16,15 +16,16 @@ from sflow_jax.editing.methods import Method, find_method
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.meshes import on_this_host
 from sflow_jax.models.conditioning import Conditioning
-from sflow_jax.painter import Painter
+from sflow_jax.painter import OnStep, Painter
 from sflow_jax.pictures.canvas import Canvas
-from sflow_jax.pictures.files import Picture
+from sflow_jax.pictures.files import Picture, open_picture
 from sflow_jax.pictures.latents import draw_noise
 from sflow_jax.progress import Progress
+from sflow_jax.records import photo_record
 from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solvers import find_solver
-from sflow_jax.settings import NUDGE, InversionSettings
+from sflow_jax.settings import NUDGE, OWN_SHAPE, InversionSettings, PhotoSettings, as_record
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,19 @@ def model_settings(painter: Painter) -> dict[str, dict[str, Any]]:
     return {"reference": of_reference} | dict(painter.family.method_settings(painter.info.configs))
 
 
+def canvas_of_photo(painter: Painter, asked: PhotoSettings, image: Picture | None) -> Canvas:
+    """The size that a photo is painted in (opened for its own shape), or that settings ask for without one."""
+    own = asked.size == OWN_SHAPE and asked.height is None and asked.width is None
+    return painter.info.canvas_of(asked, open_picture(image).size if own and image is not None else None)
+
+
 def invert_picture(
-    painter: Painter, image: Picture, prompt: str, asked: InversionSettings, progress: Progress
+    painter: Painter,
+    image: Picture,
+    prompt: str,
+    asked: InversionSettings,
+    progress: Progress,
+    on_step: OnStep | None = None,
 ) -> Inversion:
     """A picture's path to noise, by a method's settings where one is named; see `StableFlow.invert`."""
     method = None if asked.method is None else find_method(asked.method, model_settings(painter))
@@ -75,9 +87,9 @@ def invert_picture(
     }
     find_solver(wanted["solver"])
     branches = Branches.of(painter, 1, asked)
-    canvas = painter.info.canvas(asked.height, asked.width)
+    canvas = canvas_of_photo(painter, asked, image)
     conditioning = painter.encode_prompts([prompt])
-    return invert_latents(
+    inversion = invert_latents(
         painter,
         encoded(painter, image, canvas),
         prompt,
@@ -87,7 +99,17 @@ def invert_picture(
         asked.seed,
         progress,
         branches,
+        on_step,
     )
+    record = {
+        "command": "invert",
+        **as_record(asked),
+        "method": None if method is None else method.name,
+        **inversion.settings,
+        **photo_record(image),
+        **painter.record(),
+    }
+    return dataclasses.replace(inversion, record=record)
 
 
 def inversion_settings(method: Method) -> dict[str, Any]:
@@ -115,6 +137,7 @@ def invert_latents(
     seed: int,
     progress: Progress,
     branches: Branches | None = None,
+    on_step: OnStep | None = None,
 ) -> Inversion:
     """The path to noise of clean latents. wanted: steps, guidance, nudge and solver."""
     solver, branches = find_solver(wanted["solver"]), branches or Branches.of(painter, 1)
@@ -140,6 +163,7 @@ def invert_latents(
         solver=solver,
         noise=draw_noise(seed, *picture.shape) if solver.towards_noise else None,
         settings=settings,
+        on_step=on_step,
         progress=progress,
     )
 

@@ -1,6 +1,8 @@
 """The size of a picture, made once and then passed."""
 
 import dataclasses
+import itertools
+import math
 import numbers
 
 from sflow_jax.errors import SettingError
@@ -43,3 +45,21 @@ class Canvas:
     def tokens(self) -> int:
         """Number of image tokens s."""
         return self.rows * self.columns
+
+
+def sides_like(height: int, width: int, pixels: int, token_side: int, most: int | None = None) -> tuple[int, int]:
+    """Height and width, multiples of a token, of nearly the shape of another picture and so many pixels.
+
+    A square stays one. most: tokens along the longest side.
+    """
+    ideal = [math.sqrt(pixels * part / whole) / token_side for part, whole in ((height, width), (width, height))]
+
+    def strain(tokens: tuple[int, int]) -> float:
+        shape = math.log(tokens[0] / tokens[1]) - math.log(ideal[0] / ideal[1])
+        # A shape that is kept means little cut off, which counts more than the number of pixels.
+        return abs(shape) + abs(math.log(tokens[0] * tokens[1] / (ideal[0] * ideal[1]))) / 4
+
+    longest = most or LONGEST_SIDE // token_side
+    near = [{min(longest, max(1, math.floor(x) + more)) for more in (-1, 0, 1, 2)} for x in ideal]
+    rows, columns = min(itertools.product(*map(sorted, near)), key=strain)
+    return rows * token_side, columns * token_side

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from sflow_jax.errors import SettingError
 
@@ -25,6 +25,8 @@ PROFILE_MODES = {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 # EXIF's tag, and what turns a picture upright.
 ORIENTATION = 0x0112
 TIFF_BITS, TIFF_FORMAT = 258, 339
+# Keyword of a PNG's text chunk that says how the picture was painted, and the first bytes of every PNG.
+RECORD_KEY, PNG_SIGNATURE = "sflow_jax", b"\x89PNG\r\n\x1a\n"
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -143,6 +145,27 @@ def _convert_profile(picture: Image.Image, profile: bytes | None) -> Image.Image
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         logger.warning("the picture's colour profile cannot be used (%s); taken as sRGB", error)
         return picture
+
+
+def png_bytes(picture: Image.Image, record: str | None = None) -> bytes:
+    """A PNG file; record: ASCII text (JSON) for its text chunk `RECORD_KEY`."""
+    data, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
+    if record is not None:
+        chunks.add_text(RECORD_KEY, record)
+    picture.save(data, "PNG", pnginfo=chunks)
+    return data.getvalue()
+
+
+def read_png_record(path: epath.PathLike) -> str:
+    """The text that `png_bytes` put into a PNG; its pixels are not read. ValueError for files without one."""
+    try:
+        with epath.Path(path).open("rb") as file, Image.open(file, formats=["PNG"]) as opened:
+            record = opened.info.get(RECORD_KEY)
+    except Exception as error:  # decoders raise many kinds
+        raise ValueError(f"{path} is not a PNG that can be read (its chunks are broken)") from error
+    if not isinstance(record, str):
+        raise ValueError(f"{path} does not say how it was painted (no {RECORD_KEY} text in it)")
+    return record
 
 
 def fit_picture(picture: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "y x 3"]:

@@ -9,6 +9,7 @@ tokenizer/     the family's tokenizers
 """
 
 import dataclasses
+import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -28,9 +29,16 @@ from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults, Family, NetworkSpec
 from sflow_jax.families.registry import FAMILIES, find_published
 from sflow_jax.models.layers import parameters, with_parameters
-from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.canvas import Canvas, sides_like
 from sflow_jax.sampling.control import check_layers, parse_layers
-from sflow_jax.settings import ATTENTIONS, PaintingSettings, Placement
+from sflow_jax.settings import (
+    ATTENTIONS,
+    MODEL_SHAPE,
+    PaintingSettings,
+    PhotoSettings,
+    Placement,
+    parse_size,
+)
 from sflow_jax.storage.checksums import read_checksums, text_digest, verify
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes, read_json, to_json, write_whole
 from sflow_jax.storage.paths import absolute
@@ -81,6 +89,13 @@ class ModelInfo:
         return self.named or self.family.title(self.variant)
 
     @property
+    def digest(self) -> str:
+        """16 hex digits, equal only for equal weights, stored dtype, configs and schedule."""
+        configs = {name: dataclasses.asdict(config) for name, config in self.configs.items()}
+        parts = [self.family.name, self.variant, self.dtype, configs, self.scheduler, self.source_digests]
+        return text_digest(json.dumps(parts, sort_keys=True, default=str))
+
+    @property
     def defaults(self) -> Defaults:
         """Steps and guidance where the caller gives none."""
         return self.family.defaults(self.variant)
@@ -125,6 +140,26 @@ class ModelInfo:
             )
         return canvas
 
+    def canvas_of(self, settings: PhotoSettings, photo: tuple[int, int] | None = None) -> Canvas:
+        """What settings ask for. photo: width and height of the photo, if there is one; "auto" keeps its shape."""
+        size = parse_size(settings.size)
+        if settings.height is not None or settings.width is not None:
+            return self.canvas(settings.height, settings.width)
+        if isinstance(size, tuple):
+            return self.canvas(*size)
+        if size == MODEL_SHAPE or photo is None:
+            return self.canvas()
+        square = self.canvas()
+        return self.canvas(
+            *sides_like(
+                photo[1],
+                photo[0],
+                square.height * square.width,
+                self.family.token_side(self.configs),
+                self.family.most_tokens(self.configs),
+            )
+        )
+
     def resolve_layers(self, layers: str | Iterable[int]) -> tuple[int, ...]:
         """Global numbers of "vital", "all", "none", "late" (the last third), "0,1,17-18" or a sequence.
 
@@ -152,7 +187,10 @@ class ModelInfo:
 
     def check(self, settings: PaintingSettings) -> None:
         """SettingError where a size or a set of layers does not fit the model: known before its weights are."""
-        self.canvas(settings.height, settings.width)
+        if isinstance(settings, PhotoSettings):
+            self.canvas_of(settings)
+        else:
+            self.canvas(settings.height, settings.width)
         for name in ("layers", "bypass", "skip_layers"):
             if (layers := getattr(settings, name, None)) is not None:
                 self.resolve_layers(layers)

@@ -74,5 +74,10 @@ def to_json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
 
 
+def to_compact_json(content: Any) -> str:
+    """The same in one line of ASCII, for places that hold no other text."""
+    return json.dumps(content, separators=(",", ":"), default=_plain)
+
+
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)

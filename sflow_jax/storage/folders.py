@@ -1,11 +1,10 @@
 """Folders that are there whole or not at all: a command's results, a checkpoint."""
 
 import contextlib
-import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from sflow_jax.errors import SettingError
-from sflow_jax.pictures.files import to_uint8
-from sflow_jax.storage.files import to_json
+from sflow_jax.pictures.files import png_bytes, to_uint8
+from sflow_jax.storage.files import to_compact_json, to_json
 from sflow_jax.storage.partial import own_name, remove_abandoned
 from sflow_jax.storage.paths import absolute, is_remote, list_folder
 
@@ -30,15 +29,15 @@ class Folder:
     def __init__(self, path: epath.Path):
         self.path = path
 
-    def picture(self, name: str, image: Float[np.ndarray, "y x 3"]) -> None:
-        """Save a float picture in 0..1 as PNG."""
-        self.image(name, Image.fromarray(to_uint8(image)))
+    def picture(
+        self, name: str, image: Float[np.ndarray, "y x 3"], record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save a float picture in 0..1 as PNG, with a record of how it was painted."""
+        self.image(name, Image.fromarray(to_uint8(image)), record)
 
-    def image(self, name: str, image: Image.Image) -> None:
-        """Save a PIL image as PNG."""
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        (self.path / name).write_bytes(data.getvalue())
+    def image(self, name: str, image: Image.Image, record: Mapping[str, Any] | None = None) -> None:
+        """Save a PIL image as PNG, with a record of how it was painted."""
+        (self.path / name).write_bytes(png_bytes(image, None if record is None else to_compact_json(record)))
 
     def text(self, name: str, content: str) -> None:
         """Save a text in UTF-8."""
