@@ -9,15 +9,7 @@ import click
 from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.edit import refuse_unused_settings
 from sflow_jax.commands.methods import METHOD_PARAMETERS, method_options
-from sflow_jax.commands.options import (
-    Chosen,
-    model_options,
-    out_option,
-    placement_record,
-    record,
-    refuse_unused,
-    settings_options,
-)
+from sflow_jax.commands.options import Chosen, model_options, out_option, refuse_unused, settings_options
 from sflow_jax.commands.sources import ChosenSource, source_options
 from sflow_jax.editing.methods import REFERENCE, find_method
 from sflow_jax.settings import EditSettings, GenerationSettings, as_record, check_prompts
@@ -93,7 +85,7 @@ def atlas(
         write_atlas(folder, made, about, by_step=step_by_step)
         seconds = {"load": loading, "atlas": time.perf_counter() - start}
         about |= {"layer_kinds": made.layer_kinds, "queries": atlas_record(made, by_step=step_by_step)}
-        folder.json("atlas.json", record(chosen.model, about | placement_record(flow.painter.placement), seconds))
+        folder.json("atlas.json", about | flow.painter.record() | {"seconds": seconds})
     if reports:
         say(f"{len(made.queries)} points and words in {len(made.layer_names)} layers: {out}/atlas.html")
 
