@@ -14,6 +14,7 @@ from jaxtyping import Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.editing.edit import Request, edit_pictures
 from sflow_jax.editing.generation import generate_pictures
+from sflow_jax.editing.sources import canvas_of_photo
 from sflow_jax.editing.watch import Watch
 from sflow_jax.errors import SettingError
 from sflow_jax.families.text import word_spans
@@ -88,8 +89,9 @@ def atlas_of_edit(painter: Painter, request: Request, looked: Looked, progress: 
     """Of the only edit of a request; see `StableFlow.attention_atlas`."""
     asked = request.settings
     check_prompts([request.source, *request.edits])
-    stored = {} if request.inversion is None else request.inversion.settings
-    canvas = painter.info.canvas(*(getattr(asked, side) or stored.get(side) for side in ("height", "width")))
+    canvas = canvas_of_photo(painter, asked, request.image)
+    if request.inversion is not None:
+        canvas = painter.info.canvas(*(request.inversion.settings[side] for side in ("height", "width")))
     queries = looked.queries(painter, request.edits[0], canvas)
     watch = Watch(_padded(queries), row=1)
     edit = edit_pictures(painter, dataclasses.replace(request, watch=watch), progress)

@@ -75,13 +75,15 @@ def atlas(
     asked = dataclasses.replace(source.sized(settings), method_options=numbers)
     reports = chosen.join()
     info = chosen.check(settings)
-    stored = {} if source.stored is None else source.stored.settings
-    looked.check(prompts[-1], info.canvas(*(getattr(asked, x) or stored.get(x) for x in ("height", "width"))))
+    canvas = info.canvas_of(asked, None if source.photo is None else source.photo.size)
+    if source.stored is not None:
+        canvas = info.canvas(*(source.stored.settings[side] for side in ("height", "width")))
+    looked.check(prompts[-1], canvas)
     with output_folder(out if reports else None, "atlas.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
         made = look(flow, source, edit_prompt, looked, asked, reports)
-        about = {"model": chosen.model, **source.given, "edit": edit_prompt} | as_record(made.result.settings)
+        about = {"model": chosen.model, **source.files, "edit": edit_prompt} | as_record(made.result.settings)
         write_atlas(folder, made, about, by_step=step_by_step)
         seconds = {"load": loading, "atlas": time.perf_counter() - start}
         about |= {"layer_kinds": made.layer_kinds, "queries": atlas_record(made, by_step=step_by_step)}

@@ -149,8 +149,7 @@ def invert_latents(
         "height": canvas.height,
         "width": canvas.width,
         "solver": solver.name,
-        # Lists, as they are when they are read again.
-        **{name: list(x) if isinstance(x, tuple) else x for name, x in branches.record(wanted["steps"]).items()},
+        **branches.record(wanted["steps"]),
     }
     return painter.invert(
         picture[None] * np.float32(wanted["nudge"]),
