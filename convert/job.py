@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from sflow_jax.models.layers import parameters, with_parameters
 from sflow_jax.sampling.control import check_layers
+from sflow_jax.settings import check_path
 from sflow_jax.storage.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
 from sflow_jax.storage.checksums import write_checksums
 from sflow_jax.storage.folders import new_folder, recover
@@ -148,6 +149,7 @@ def check_free(destination: epath.PathLike, info_file: str, what: str, overwrite
     """
     if not os.fspath(destination):
         raise ConversionError("the destination has no name")
+    check_path("destination", destination)
     destination = epath.Path(destination)
     recover(destination)
     if not destination.exists():

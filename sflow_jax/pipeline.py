@@ -21,6 +21,7 @@ from sflow_jax.editing.sources import canvas_of_photo, invert_picture
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults
 from sflow_jax.families.text import TextEncoder
+from sflow_jax.machine.meshes import on_this_host
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.painter import OnStep, Painter
 from sflow_jax.pictures.files import Picture
@@ -145,7 +146,13 @@ class StableFlow:
         self, latents: Float[AnyArray, "b s c"], *, height: int | None = None, width: int | None = None
     ) -> Float[np.ndarray, "b y x 3"]:
         """Pictures in 0..1, float32, of packed latents; about one megapixel at a time on every device."""
-        return self.painter.decode(latents, self.info.canvas(height, width))
+        canvas, found = self.info.canvas(height, width), list(np.shape(latents))
+        if found[1:] != [canvas.tokens, self.info.channels] or not np.isfinite(on_this_host(latents)).all():
+            raise SettingError(
+                f"`latents` must be finite numbers [b, {canvas.tokens}, {self.info.channels}] at this size, "
+                f"found {found}"
+            )
+        return self.painter.decode(latents, canvas)
 
     def resolve_layers(self, layers: Layers) -> tuple[int, ...]:
         """Global numbers of "vital", "all", "none", "0,1,17-18" or a sequence; SettingError if there are none."""

@@ -287,6 +287,8 @@ class Inversion:
         return f"<inversion of {about.get('prompt', 'a picture')!r:.60}, {sides}, {len(self.trajectory) - 1} steps>"
 
     def __post_init__(self) -> None:
+        if self.trajectory.ndim < 2 or self.sigmas.ndim != 1 or self.points.ndim < 2:
+            raise ValueError("an inversion's states, sigmas or points have too few axes")
         steps = len(self.trajectory) - 1
         tensors = (self.trajectory, self.sigmas, self.points, self.evaluated)
         if not all(np.issubdtype(x.dtype, np.floating) and (np.abs(x) < LARGEST).all() for x in tensors):

@@ -1,11 +1,13 @@
 """What every command line shares: errors in one line, quiet logs, the compilation cache."""
 
 import contextlib
+import importlib.util
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import click
 
@@ -18,6 +20,9 @@ HELP_WIDTH = 116
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Characters of an error.
 LONGEST = 390
+# Kind of address → the module that opens it; options that are texts, not places.
+OPENED_BY = {"gs://": "gcsfs", "s3://": "s3fs"}
+TEXTS = ("prompt", "edit_prompt", "negative", "coordinator")
 
 
 class Command(click.Command):
@@ -35,7 +40,20 @@ class Command(click.Command):
     def invoke(self, context: click.Context):
         """Bad input (ValueError) and files that cannot be read or written end with one line and exit code 2."""
         with one_line_errors():
+            check_addresses(context.params)
             return super().invoke(context)
+
+
+def check_addresses(values: Mapping[str, Any]) -> None:
+    """SettingError for an option that is an address of a kind which nothing here can open."""
+    for name, value in values.items():
+        for text in value if name == "compared" and value else [value]:
+            scheme = re.match(r"[a-z0-9+.-]*://", text) if isinstance(text, str) and name not in TEXTS else None
+            if scheme is not None and importlib.util.find_spec(OPENED_BY.get(scheme[0], "no_such_module")) is None:
+                needs = f" without {OPENED_BY[scheme[0]]}" if scheme[0] in OPENED_BY else ""
+                raise SettingError(
+                    f"`{name}` {text[:150]}: {scheme[0]} cannot be opened{needs}; give a local path, or gs://"
+                )
 
 
 @contextlib.contextmanager
@@ -127,7 +145,10 @@ def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the environment says where."""
     if VARIABLE in os.environ:
         return
-    folder = str(cache_folder() / "compiled")
+    try:
+        folder = str(cache_folder() / "compiled")
+    except SettingError:  # no home: programs are compiled every time
+        return
     if (jax := sys.modules.get("jax")) is not None:
         jax.config.update(VARIABLE.lower(), folder)
     else:
@@ -146,17 +167,26 @@ def run_command(command: click.Command) -> None:
     except BaseException as error:
         # Libraries turn an interruption into errors of their own.
         if Interrupted.code is not None or isinstance(error, KeyboardInterrupt | click.Abort):
+            _end_bars()
             click.echo("Stopped.", err=True)
             _leave(Interrupted.code or 130)
         if isinstance(error, click.exceptions.Exit):
             raise SystemExit(error.exit_code) from error
         if not isinstance(error, click.ClickException):
             raise
+        _end_bars()
         click.echo(one_line(f"Error: {error.format_message()}"), err=True)
         if _joined():
             # Leaving in order would wait for the other processes, which wait for this one.
             _leave(2)
         raise SystemExit(2) from error
+
+
+def _end_bars() -> None:
+    """Finish the lines of progress bars that an error left open, so that its own line is one."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
 
 
 def _leave(code: int) -> NoReturn:

@@ -93,6 +93,8 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     branches.on(LayerControl.none(method.steps, 1, painter.layers))
     mask = _asked_region(request, method)
     canvas = canvas_of_photo(painter, asked, request.image)
+    if request.noise is not None and not request.painted:
+        raise SettingError("`noise` is where a painted source begins: it has no effect on other sources")
     noise = checked_noise(painter, asked.seed, request.noise, canvas) if request.painted else None
     if method.path == "painted":
         edit = _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress)
@@ -213,9 +215,10 @@ def checked_latents(
 ) -> Float[np.ndarray, "s c"]:
     """Packed latents on this host; SettingError, with the setting's name, for another shape."""
     shape = (canvas.tokens, painter.info.channels)
-    if latents.shape != shape:
+    found = list(np.shape(latents))
+    if tuple(found) != shape:
         raise SettingError(
-            f"`{name}` must be packed latents {list(shape)} at this size, found {list(latents.shape)}; "
+            f"`{name}` must be packed latents {list(shape)} at this size, found {found}; "
             "give the `height` and `width` that they have"
         )
     return np.asarray(latents, np.float32)

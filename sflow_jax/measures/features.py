@@ -34,6 +34,7 @@ from sflow_jax.storage.checkpoint import (
     check_networks,
     restore_network,
     signed,
+    verify_signature,
     verify_small,
 )
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
@@ -164,9 +165,11 @@ def load_info(folder: epath.PathLike) -> FeaturesInfo:
             "with: sflow-convert SOURCE DEST"
         )
     try:
-        return FeaturesInfo.from_json(read_bytes(folder / INFO_FILE, LONGEST_TEXT))
+        info = FeaturesInfo.from_json(read_bytes(folder / INFO_FILE, LONGEST_TEXT))
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    verify_signature(folder / INFO_FILE)
+    return info
 
 
 def is_features_folder(folder: epath.PathLike) -> bool:

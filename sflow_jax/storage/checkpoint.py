@@ -331,6 +331,7 @@ def load_info(folder: epath.PathLike) -> ModelInfo:
         raise CheckpointError(f"{folder}: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}; convert the source again") from error
+    verify_signature(folder / INFO_FILE)
     return info
 
 
