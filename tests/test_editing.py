@@ -446,7 +446,7 @@ def test_one_compilation_for_all_methods_of_a_shape(flow, photo, inversions, com
 
 def test_a_region_is_found_by_both_prompts(flow, photo):
     region = flow.region(photo, "a cat", "a dog", guidance=2.0, seed=5, **FAST)
-    edit = flow.edit("a cat", ["a dog"], image=photo, method="coupled", seed=5, **SHORT)
+    edit = flow.edit("a cat", ["a dog"], image=photo, method="coupled", guidance=2.0, seed=5, **SHORT)
     np.testing.assert_array_equal(region, edit.region)
     assert region.shape == (4, 4) and region.dtype == np.float32 and set(np.unique(region)) <= {0, 1}
     # The same by single evaluations.
