@@ -320,4 +320,4 @@ def test_the_command_recognises_feature_folders(folders, checkpoint, tmp_path, c
 
 def test_help_teaches(capsys):
     assert run_convert("--help") == 0
-    assert "sflow-convert ~/models/dinov2-giant checkpoints/dinov2-giant" in capsys.readouterr().out
+    assert "sflow-convert facebook/dinov2-giant checkpoints/dinov2-giant" in capsys.readouterr().out
