@@ -37,7 +37,8 @@ def folder(photo, checkpoint, tmp_path_factory):
     Image.fromarray(mask).save(folder / "mask.png")
     model = ("-m", checkpoint, "-p", "a cat", "--image", folder / "photo.jpg", "--steps", 2)
     assert run("invert", *model, "-o", folder / "inverted") == 0
-    assert run("edit", *model, "-e", "a dog", "-e", "snow", "--method", "coupled", "-o", folder / "edit") == 0
+    assert run("edit", *model, "-e", "a dog", "-e", "snow", "--method", "coupled", "--guidance", 2,
+               "-o", folder / "edit") == 0  # fmt: skip
     return folder
 
 
