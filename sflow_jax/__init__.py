@@ -32,6 +32,7 @@ _HOME = {
     "find_vital_layers": "vitality.find",
     "load_features": "catalogue",
     "make_mesh": "machine.meshes",
+    "read_record": "records",
 }
 __all__ = [*_HOME, "__version__"]
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sflow_jax.painter import Painter
     from sflow_jax.pipeline import StableFlow
     from sflow_jax.progress import Stopped
+    from sflow_jax.records import read_record
     from sflow_jax.results import AttentionAtlas, Edit, Generation, Inversion
     from sflow_jax.sampling.control import LayerControl
     from sflow_jax.settings import (

@@ -329,8 +329,7 @@ class Inversion:
         """Read the file, or the folder that holds it; ValueError if it is missing, broken or damaged."""
         path = inversion_file(path)
         try:
-            tensors, stored = _read_tensors(path, InversionRecord)
-            settings = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+            tensors, settings = _read_tensors(path, InversionRecord)
             return cls(
                 tensors["trajectory"], tensors["sigmas"], settings, tensors.get("points"), tensors.get("evaluated")
             )

@@ -37,7 +37,8 @@ def folder(photo, checkpoint, tmp_path_factory):
     Image.fromarray(mask).save(folder / "mask.png")
     model = ("-m", checkpoint, "-p", "a cat", "--image", folder / "photo.jpg", "--steps", 2)
     assert run("invert", *model, "-o", folder / "inverted") == 0
-    assert run("edit", *model, "-e", "a dog", "-e", "snow", "--method", "coupled", "-o", folder / "edit") == 0
+    assert run("edit", *model, "-e", "a dog", "-e", "snow", "--method", "coupled", "--guidance", 2,
+               "-o", folder / "edit") == 0  # fmt: skip
     return folder
 
 
@@ -193,8 +194,9 @@ BAD = [
     ({"method_settings": {"evil\x1b[2J": 1}}, "the record's method cannot be read"),
     ({"region": "own"}, "an array that only Python had"),
     ({"noise": "own"}, "a noise that only Python had"),
-    ({"model": "nowhere"}, "no folder here; name the model with --model"),
-    ({"model": "gs://bucket/model"}, "no folder here; name the model with --model"),
+    ({"model": "nowhere"}, "is not here; name the model with --model"),
+    ({"model": "nobody/model"}, "is not here; name the model with --model"),
+    ({"model": "gs://bucket/model"}, "is not here; name the model with --model"),
     ({"model_digest": "0" * 16}, "is another model than that of"),
     ({"image": "nowhere.jpg"}, "the record's nowhere.jpg is not there; give --image"),
     ({"image": "gs://bucket/photo.jpg"}, "opened only if you name it"),

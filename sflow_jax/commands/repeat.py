@@ -10,7 +10,6 @@ import click
 from sflow_jax.editing.methods import Method
 from sflow_jax.errors import SettingError
 from sflow_jax.records import OWN, check_file, read_record, read_strict
-from sflow_jax.settings import EMBEDDED
 from sflow_jax.storage.paths import is_remote
 
 KEY = "sflow_jax.recorded"
@@ -102,16 +101,16 @@ class Recorded:
 
     def check_model(self) -> None:
         """SettingError unless the record's model is the one that is here; a line where another was asked for."""
-        from sflow_jax.catalogue import find_model
+        from sflow_jax.catalogue import find_checkpoint, find_model
 
         name = self.values["model"]
         if explicit("model"):
             if self.other_model:
                 click.echo(f"another model than that of {self.path}, with its own defaults", err=True)
             return
-        # A record may be anybody's: no address is opened because one names it.
-        if name != EMBEDDED and not Path(name).is_dir():
-            raise SettingError(f"the record's model {name!r} is no folder here; name the model with `model`")
+        # A record may be anybody's: no address is opened, and nothing fetched, because one names it.
+        if is_remote(name) or not find_checkpoint(name).is_dir():
+            raise SettingError(f"the record's model {name!r} is not here; name the model with `model`")
         if find_model(name)[1].digest != self.values["model_digest"]:
             raise SettingError(
                 f"{name} is another model than that of {self.path}; name it with `model` to use it all the same"
