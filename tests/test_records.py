@@ -116,7 +116,7 @@ def test_a_trial_is_painted_again(folder, checkpoint, tmp_path):
     "options, changed",
     [
         (("--seed", 5), {"seed": 5}),
-        (("-e", "a hat"), {"edits": ["a hat"], "guidance": [1.5, 1.5]}),
+        (("-e", "a hat"), {"edits": ["a hat"], "guidance": [2.0, 2.0]}),
         (("--size", "fit"), {"size": "fit", "height": 64, "width": 64}),
         (("--guidance", 3), {"guidance": [3.0, 3.0, 3.0]}),
         # Another method brings its own numbers.
