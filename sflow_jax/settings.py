@@ -108,9 +108,7 @@ def check_path(name: str, path: Any) -> None:
     if not isinstance(path, str | os.PathLike):
         raise SettingError(f"`{name}` must be a folder or a name, found {path!r:.80}")
     if "**" in os.fspath(path):
-        raise SettingError(
-            f"`{name}` {os.fspath(path)!r:.80} holds **: rename it"
-        )
+        raise SettingError(f"`{name}` {os.fspath(path)!r:.80} holds **: rename it")
 
 
 def parse_size(text: Any) -> str | tuple[int, int]:

@@ -21,7 +21,7 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Characters of an error.
 LONGEST = 390
 # Kind of address → the module that opens it; options that are texts, not places.
-OPENED_BY = {"gs://": "gcsfs", "s3://": "s3fs"}
+OPENED_BY = {"gs://": "etils", "s3://": "s3fs"}
 TEXTS = ("prompt", "edit_prompt", "negative", "coordinator")
 
 

@@ -18,7 +18,7 @@ from sflow_jax.evaluation.cases import Case
 from sflow_jax.pictures.files import to_uint8
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.results import Edit
-from sflow_jax.settings import EvaluationSettings
+from sflow_jax.settings import MODEL_SHAPE, EvaluationSettings
 
 REFERENCE = "reference"
 # Names that stand for settings of the reference's recipe.
@@ -144,6 +144,8 @@ def edit_case(flow: StableFlow, method: Method, case: Case, settings: Evaluation
         case.prompt,
         list(case.edits),
         image=case.picture,
+        # All pictures of a benchmark are of one size.
+        size=MODEL_SHAPE,
         seed=seed,
         edits_at_once=settings.edits_at_once,
         progress=False,
