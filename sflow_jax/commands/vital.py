@@ -159,11 +159,12 @@ def placement_to_plan(chosen: Chosen) -> Placement:
     """The placement to plan for: on devices that are made up, but for a mesh that is proposed for those here."""
     from sflow_jax.machine.meshes import make_mesh, parse_mesh
     from sflow_jax.planning.lowering import planned_devices
+    from sflow_jax.planning.meshes import placed
 
     placement = dataclasses.replace(chosen.placement, dtype=chosen.placement.dtype or "bfloat16")
     if placement.mesh is None:
         return placement
     if placement.mesh == AUTOMATIC:
-        return dataclasses.replace(placement, mesh=chosen.placed("sweep").mesh)
+        return dataclasses.replace(placement, mesh=placed(chosen.model, chosen.placement, "sweep").mesh)
     sizes = parse_mesh(placement.mesh)
     return dataclasses.replace(placement, mesh=make_mesh(sizes, planned_devices(math.prod(sizes.values()))))

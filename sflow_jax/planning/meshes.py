@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from sflow_jax.catalogue import find_model
+from sflow_jax.catalogue import find_info
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.chips import find_chip
 from sflow_jax.machine.meshes import make_mesh, parse_mesh
@@ -40,6 +40,6 @@ def _proposed(
     checkpoint: epath.PathLike, placement: Placement, devices: Sequence[jax.Device], work: str
 ) -> dict[str, int]:
     chip = find_chip(devices[0].device_kind)
-    sizes, why = propose_mesh(find_model(checkpoint)[1], chip, len(devices), work, placement)
+    sizes, why = propose_mesh(find_info(str(checkpoint))[0], chip, len(devices), work, placement)
     logger.info("mesh %s", why)
     return sizes
