@@ -167,7 +167,7 @@ def test_an_atlas_is_of_the_prompts_branch(case):
     guided, plain = (case.flow.attention_atlas(*PROMPTS[:2], guidance=g, **options) for g in (4.0, 1.0))
     assert guided.text.shape == (2, case.layers, 2, case.flow.prompts.words)
     np.testing.assert_allclose(guided.shares.sum(axis=-1), 1, atol=1e-5)
-    assert not guided.own.any() and guided.queries[1].tokens[-1] >= 77
+    assert not guided.own.any() and guided.queries[1].tokens[-1] > case.flow.prompts.clip_length
     # Both begin at the same noise, so that the first step's attention is the same.
     np.testing.assert_allclose(guided.source[0], plain.source[0], atol=1e-5)
 

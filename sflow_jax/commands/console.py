@@ -20,8 +20,7 @@ HELP_WIDTH = 116
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Characters of an error.
 LONGEST = 390
-# Kind of address → the module that opens it; options that are texts, not places.
-OPENED_BY = {"gs://": "etils", "s3://": "s3fs"}
+# Options that are texts, not places.
 TEXTS = ("prompt", "edit_prompt", "negative", "coordinator")
 
 
@@ -48,12 +47,10 @@ def check_addresses(values: Mapping[str, Any]) -> None:
     """SettingError for an option that is an address of a kind which nothing here can open."""
     for name, value in values.items():
         for text in value if name == "compared" and value else [value]:
-            scheme = re.match(r"[a-z0-9+.-]*://", text) if isinstance(text, str) and name not in TEXTS else None
-            if scheme is not None and importlib.util.find_spec(OPENED_BY.get(scheme[0], "no_such_module")) is None:
-                needs = f" without {OPENED_BY[scheme[0]]}" if scheme[0] in OPENED_BY else ""
-                raise SettingError(
-                    f"`{name}` {text[:150]}: {scheme[0]} cannot be opened{needs}; give a local path, or gs://"
-                )
+            kind = re.match(r"[a-z0-9+.-]*://", text) if isinstance(text, str) and name not in TEXTS else None
+            if kind is None or kind[0] == "gs://" or (kind[0] == "s3://" and importlib.util.find_spec("s3fs")):
+                continue
+            raise SettingError(f"`{name}` {text[:150]}: {kind[0]} cannot be opened; give a local path, or gs://")
 
 
 @contextlib.contextmanager
