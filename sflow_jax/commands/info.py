@@ -8,7 +8,6 @@ import click
 
 from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import refuse_unused
-from sflow_jax.records import read_record
 from sflow_jax.settings import PUBLISHED, QUANTISATIONS, Placement
 
 if TYPE_CHECKING:
@@ -65,6 +64,8 @@ def is_record(name: str) -> bool:
 
 def describe_record(path: str) -> list[str]:
     """Lines about a result: every setting, as JSON has it."""
+    from sflow_jax.records import read_record
+
     record = read_record(path)
     width = max(map(len, record))
     known = {name.replace("continued", "continue"): value for name, value in record.items() if value is not None}

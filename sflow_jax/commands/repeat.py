@@ -1,4 +1,7 @@
-"""`--from`: what the record of a result says, instead of options that were not given."""
+"""`--from`: what the record of a result says, instead of options that were not given.
+
+Imports late what reads pictures: every command's `--help` comes through here.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,9 +10,7 @@ from typing import Any
 
 import click
 
-from sflow_jax.editing.methods import Method
 from sflow_jax.errors import SettingError
-from sflow_jax.records import OWN, check_file, read_record, read_strict
 from sflow_jax.storage.paths import is_remote
 
 KEY = "sflow_jax.recorded"
@@ -64,6 +65,9 @@ class Recorded:
 
     def settings(self, kind: type) -> dict[str, Any]:
         """Setting → value, for those of a dataclass that the record decides."""
+        from sflow_jax.editing.methods import Method
+        from sflow_jax.records import OWN, check_file, read_strict
+
         names = {field.name for field in dataclasses.fields(kind) if field.metadata} & self.values.keys()
         replaced = self.replaced()
         values = {name: self.values[name] for name in names - replaced if not explicit(name)}
@@ -81,6 +85,7 @@ class Recorded:
         """The record's file for one of `SOURCES`, which is there and holds what it held; None where it has none."""
         if self.new_source:
             return None
+        from sflow_jax.records import check_file
         from sflow_jax.results import inversion_file, turn_file
 
         key = "continued" if name == "before" else name
@@ -93,6 +98,8 @@ class Recorded:
 
     def check_repeatable(self) -> None:
         """SettingError for what was made of arrays that only Python had."""
+        from sflow_jax.records import OWN
+
         if self.values.get("noise") == OWN:
             raise SettingError(f"{self.path} was painted from a noise that only Python had; it cannot be repeated")
         files = [self.values.get(name) for name in ("image", "inversion", "continued")]
@@ -149,6 +156,8 @@ def from_option(*commands: str) -> Callable:
     def read(context: click.Context, option: click.Parameter, path: str | None) -> None:
         if path is None or context.resilient_parsing:
             return
+        from sflow_jax.records import read_record
+
         values = read_record(path)
         if values["command"] not in commands:
             raise SettingError(f"{path} is a result of sflow {values['command']}, which `from` cannot paint here")
