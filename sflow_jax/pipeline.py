@@ -351,7 +351,7 @@ class StableFlow:
         points: Sequence[Any] = (),
         words: Sequence[str] = (),
         image: Picture | None = None,
-        inversion: Inversion | None = None,
+        inversion: Inversion | epath.PathLike | None = None,
         latents: Float[AnyArray, "s c"] | None = None,
         noise: Float[AnyArray, "s c"] | None = None,
         progress: bool | Progress = True,

@@ -5,6 +5,7 @@ Axes: t steps, n layers, q queries, w text tokens, s image tokens.
 
 import dataclasses
 import numbers
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +15,16 @@ from jaxtyping import Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.editing.edit import Request, edit_pictures
 from sflow_jax.editing.generation import generate_pictures
-from sflow_jax.editing.sources import canvas_of_photo
 from sflow_jax.editing.watch import Watch
 from sflow_jax.errors import SettingError
 from sflow_jax.families.text import word_spans
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.canvas import Canvas
+from sflow_jax.pictures.files import Picture, open_picture
 from sflow_jax.progress import Progress
-from sflow_jax.results import AttentionAtlas, Edit, Generation, Query
-from sflow_jax.settings import GenerationSettings, check_prompts
+from sflow_jax.results import AttentionAtlas, Edit, Generation, Inversion, Query
+from sflow_jax.settings import EditSettings, GenerationSettings, check_prompts
+from sflow_jax.storage.checkpoint import ModelInfo
 
 # Tokens are watched in so many at once, the last repeated, so that other points and words compile nothing.
 AT_ONCE = 8
@@ -85,13 +87,22 @@ def parse_point(text: str) -> tuple[int, int] | tuple[float, float]:
     return row, column
 
 
+def canvas_of_edit(
+    info: ModelInfo, asked: EditSettings, image: Picture | None, inversion: Inversion | None
+) -> Canvas:
+    """The size that an edit is painted in: its inversion's, or as settings ask for, perhaps of a photo's shape."""
+    if inversion is not None:
+        return info.canvas(inversion.settings["height"], inversion.settings["width"])
+    return info.canvas_of(asked, None if image is None else open_picture(image).size)
+
+
 def atlas_of_edit(painter: Painter, request: Request, looked: Looked, progress: Progress) -> AttentionAtlas:
     """Of the only edit of a request; see `StableFlow.attention_atlas`."""
     asked = request.settings
     check_prompts([request.source, *request.edits])
-    canvas = canvas_of_photo(painter, asked, request.image)
-    if request.inversion is not None:
-        canvas = painter.info.canvas(*(request.inversion.settings[side] for side in ("height", "width")))
+    stored = request.inversion
+    stored = Inversion.load(stored) if isinstance(stored, str | os.PathLike) else stored
+    canvas = canvas_of_edit(painter.info, asked, request.image, stored)
     queries = looked.queries(painter, request.edits[0], canvas)
     watch = Watch(_padded(queries), row=1)
     edit = edit_pictures(painter, dataclasses.replace(request, watch=watch), progress)
@@ -106,8 +117,10 @@ def atlas_of_generation(
     looked: Looked,
     progress: Progress,
 ) -> AttentionAtlas:
-    """Of a generated picture, which has no source."""
+    """Of a generated picture, which has no source; SettingError for several seeds, which paint several."""
     check_prompts([prompt])
+    if not isinstance(asked.seed, numbers.Integral):
+        raise SettingError(f"`seed` must be one number here: an atlas is of one picture, found {asked.seed!r:.80}")
     canvas = painter.info.canvas(asked.height, asked.width)
     queries = looked.queries(painter, prompt, canvas)
     watch = Watch(_padded(queries), row=0)

@@ -1,6 +1,5 @@
 """The atlas as one page that opens anywhere, pictures, and the numbers for machines."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -20,22 +19,28 @@ LEAST_WIDTH, LAYER_WIDTH, HEIGHT, MARGIN, STEP_HEIGHT = 5.2, 0.2, 2.4, 1.0, 0.16
 DIGITS = 5
 
 
-def write_atlas(folder: Folder, atlas: AttentionAtlas, about: Mapping[str, Any], *, by_step: bool) -> None:
+def write_atlas(folder: Folder, atlas: AttentionAtlas, *, by_step: bool) -> None:
     """Write a grid a query, with by_step one a step too, the pictures themselves, and `atlas.html`."""
     mean = atlas.mean()
     names = ["source.png", "edit-1.png"] if len(atlas.result.images) > 1 else ["picture-1.png"]
     for name, image in zip(names, atlas.result.images):
-        folder.picture(name, image)
+        folder.picture(name, image, atlas.result.record)
     for query in range(len(atlas.queries)):
         folder.image(f"attention-{query + 1}.png", atlas_grid(mean, query))
         for step in range(len(atlas.text) if by_step else 0):
             number = atlas.first_step + step
             folder.image(f"attention-{query + 1}-step-{number:02d}.png", atlas_grid(atlas, query, step))
-    folder.text("atlas.html", atlas_page(atlas, about, by_step=by_step))
+    folder.text("atlas.html", atlas_page(atlas, by_step=by_step))
 
 
-def atlas_record(atlas: AttentionAtlas, *, by_step: bool) -> list[dict[str, Any]]:
-    """What atlas.json says of every query: shares a layer, the mean over steps, and by step [t, n] if asked."""
+def atlas_record(atlas: AttentionAtlas, *, by_step: bool) -> dict[str, Any]:
+    """What atlas.json says: how the picture was painted, the layers, and what every point and word attends to."""
+    kinds = {"layer_kinds": atlas.layer_kinds, "first_step": atlas.first_step}
+    return {**atlas.result.record, "command": "atlas", **kinds, "queries": query_records(atlas, by_step=by_step)}
+
+
+def query_records(atlas: AttentionAtlas, *, by_step: bool) -> list[dict[str, Any]]:
+    """Shares of every query a layer, the mean over steps, and by step [t, n] if asked."""
     shares, told = atlas.shares, []
     for i, query in enumerate(atlas.queries):
         one = {"name": query.name, "tokens": query.tokens, "mean": _named(shares[:, :, i].mean(axis=0))}
@@ -47,11 +52,12 @@ def _named(shares: np.ndarray) -> dict[str, Any]:
     return {name: np.round(shares[..., i].astype(float), DIGITS).tolist() for i, name in enumerate(PARTS)}
 
 
-def atlas_page(atlas: AttentionAtlas, about: Mapping[str, Any], *, by_step: bool) -> str:
-    """The text of `atlas.html`. about: what was asked for."""
+def atlas_page(atlas: AttentionAtlas, *, by_step: bool) -> str:
+    """The text of `atlas.html`."""
+    record = atlas.result.record
     return render(
         "atlas.html.jinja",
-        prompts=[about["prompt"], *([about["edit"]] if about.get("edit") else [])],
+        prompts=record["prompts"] if "prompts" in record else [record["prompt"], *record["edits"]],
         pictures=[
             (name, picture(to_uint8(small(image)), name))
             for name, image in zip(["source", "edit"], atlas.result.images)
@@ -62,7 +68,7 @@ def atlas_page(atlas: AttentionAtlas, about: Mapping[str, Any], *, by_step: bool
         has_source=bool(atlas.source.any()),
         by_step=by_step,
         queries=[_shown(atlas, query, by_step) for query in range(len(atlas.queries))],
-        settings=about,
+        settings=record,
     )
 
 

@@ -65,7 +65,7 @@ def atlas(
     Of an edit it says how much of the attention goes to image tokens whose keys are the source's, to its own, and
     to text.
     """
-    from sflow_jax.atlas.atlas import Looked, parse_point
+    from sflow_jax.atlas.atlas import Looked, canvas_of_edit, parse_point
     from sflow_jax.atlas.report import atlas_record, write_atlas
 
     check_options(source, edit_prompt, settings, numbers)
@@ -75,19 +75,17 @@ def atlas(
     asked = dataclasses.replace(source.sized(settings), method_options=numbers)
     reports = chosen.join()
     info = chosen.check(settings)
-    canvas = info.canvas_of(asked, None if source.photo is None else source.photo.size)
-    if source.stored is not None:
-        canvas = info.canvas(*(source.stored.settings[side] for side in ("height", "width")))
-    looked.check(prompts[-1], canvas)
+    looked.check(prompts[-1], canvas_of_edit(info, asked, source.photo, source.stored))
     with output_folder(out if reports else None, "atlas.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
         made = look(flow, source, edit_prompt, looked, asked, reports)
-        about = {"model": chosen.model, **source.files, "edit": edit_prompt} | as_record(made.result.settings)
-        write_atlas(folder, made, about, by_step=step_by_step)
-        seconds = {"load": loading, "atlas": time.perf_counter() - start}
-        about |= {"layer_kinds": made.layer_kinds, "queries": atlas_record(made, by_step=step_by_step)}
-        folder.json("atlas.json", about | flow.painter.record() | {"seconds": seconds})
+        if edit_prompt is not None:
+            painted = dataclasses.replace(made.result, record=made.result.record | source.files)
+            made = dataclasses.replace(made, result=painted)
+        write_atlas(folder, made, by_step=step_by_step)
+        seconds = {"load": round(loading, 3), "atlas": round(time.perf_counter() - start, 3)}
+        folder.json("atlas.json", atlas_record(made, by_step=step_by_step) | {"seconds": seconds})
     if reports:
         say(f"{len(made.queries)} points and words in {len(made.layer_names)} layers: {out}/atlas.html")
 
