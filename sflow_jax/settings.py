@@ -366,11 +366,17 @@ class SweepSettings(PaintingSettings):
 class EvaluationSettings(PaintingSettings):
     """Of `evaluate`: which methods edit what, and which networks judge.
 
-    methods: names as `evaluation.methods.parse_methods` reads them. features, clip, lpips: None leaves the columns
+    methods: names as `evaluation.methods.parse_methods` reads them. layers_alone: each of them without injection,
+    and with each layer's alone, see `evaluation.layers`. features, clip, lpips: None leaves the columns
     empty that need them, but for the embedded model, which has its own DINOv2 and CLIP.
     """
 
     methods: str = setting("reference,none", "Methods to compare, such as reference,none,reference:layers=all.")
+    layers_alone: bool = setting(
+        False,
+        "Each method without injection, and with that of each layer alone: what is gained and lost.",
+        kind=bool,
+    )
     scenes: int = setting(64, "Of --known-answers and --draw-pie: scenes, each edited once a family.", kind=int)
     limit: int | None = setting(None, "Only the first so many pictures.", kind=int, unset="all")
     seed: int = setting(0, "Seed of the scenes, and of every method's noise.", kind=int)

@@ -1,5 +1,6 @@
 """`sflow evaluate`: ways of editing compared on a benchmark."""
 
+import functools
 from typing import TYPE_CHECKING
 
 import click
@@ -7,7 +8,7 @@ import click
 from sflow_jax.commands.console import Command, say
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import EvaluationSettings
+from sflow_jax.settings import MODEL_SHAPE, EvaluationSettings
 
 if TYPE_CHECKING:
     from sflow_jax.evaluation.cases import Benchmark
@@ -25,6 +26,8 @@ OF_SCENES, OF_FILES = ("scenes",), ("features", "clip", "clip_tokenizer", "lpips
 
     sflow evaluate -m checkpoints/flux-dev --captions coco.csv --clip checkpoints/clip --out coco
 
+    sflow evaluate -m checkpoints/flux-dev --photos my.csv --layers-alone --methods coupled --beside vital -o worth
+
     sflow evaluate --draw-pie drawn --scenes 2
     """,
 )
@@ -32,8 +35,14 @@ OF_SCENES, OF_FILES = ("scenes",), ("features", "clip", "clip_tokenizer", "lpips
 @click.option("--known-answers", is_flag=True, help="Drawn scenes of the embedded world: right answers are known.")
 @click.option("--pie", help="Folder in PIE-Bench's layout: mapping_file.json, annotation_images/.")
 @click.option("--captions", help="CSV or JSON lines of image, source, edit: the paper's COCO protocol.")
+@click.option(
+    "--photos", help="The same lines; what is kept outside the automatic region, and CLIP text with --clip."
+)
 @click.option("--draw-pie", help="Draw a small set in PIE-Bench's layout into a new folder instead.")
 @settings_options(EvaluationSettings)
+@click.option(
+    "--beside", help="Of --layers-alone: a finished sweep of sflow vital, whose vitality is shown beside."
+)
 @click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
 @click.option("--out", "-o", help="Folder of the run, local or gs://.")
 def evaluate(
@@ -41,29 +50,34 @@ def evaluate(
     known_answers: bool,
     pie: str | None,
     captions: str | None,
+    photos: str | None,
     draw_pie: str | None,
     settings: EvaluationSettings,
+    beside: str | None,
     worker: str,
     out: str | None,
 ) -> None:
     """Compare ways of editing on a benchmark.
 
     Writes report.html, scores.csv, summary.md, summary.json and a chart into the run's folder. Run it again to go
-    on.
+    on. With --layers-alone also layers.md, layers.csv and their charts.
     """
-    asked = {"known_answers": known_answers, "pie": pie, "captions": captions, "draw_pie": draw_pie}
+    files = {"pie": pie, "captions": captions, "photos": photos}
+    asked = {"known_answers": known_answers, **files, "draw_pie": draw_pie}
     if sum(map(bool, asked.values())) != 1:
         raise SettingError(f"give one of {', '.join(f'`{name}`' for name in asked)}")
-    if pie or captions:
+    if any(files.values()):
         refuse_unused(OF_SCENES, "on pictures of a file")
     else:
         refuse_unused(OF_FILES, "on drawn scenes")
+    if not settings.layers_alone:
+        refuse_unused(["beside"], "without --layers-alone")
     if draw_pie:
         draw(draw_pie, settings)
     elif chosen.model is None or out is None:
         raise SettingError("`model` and `out` are needed")
     else:
-        compare(chosen, pie, captions, settings, worker, out)
+        compare(chosen, files, settings, beside, worker, out)
 
 
 def draw(folder: str, settings: EvaluationSettings) -> None:
@@ -75,40 +89,62 @@ def draw(folder: str, settings: EvaluationSettings) -> None:
 
 
 def compare(
-    chosen: Chosen, pie: str | None, captions: str | None, settings: EvaluationSettings, worker: str, out: str
+    chosen: Chosen,
+    files: dict[str, str | None],
+    settings: EvaluationSettings,
+    beside: str | None,
+    worker: str,
+    out: str,
 ) -> None:
     """Evaluate, or go on with an evaluation, and say what came out."""
-    from sflow_jax.evaluation.methods import check_methods, parse_methods
+    from sflow_jax.evaluation.layers import layers_alone, to_markdown
+    from sflow_jax.evaluation.methods import check_methods, each_layer, parse_methods
+    from sflow_jax.evaluation.photos import PhotoBench
     from sflow_jax.evaluation.run import evaluate
     from sflow_jax.pipeline import StableFlow
+    from sflow_jax.vitality.find import read_summary
 
     check_methods(StableFlow.edit, parse_methods(settings.methods))
+    if settings.layers_alone:
+        each_layer(settings.methods, 1)
+    vitality = (
+        None if beside is None else {score.layers[0]: score.vitality for score in read_summary(beside).layers}
+    )
     own, together = worker_of(worker, chosen), chosen.coordinator is not None
-    benchmark = open_benchmark(chosen, pie, captions, settings)
+    benchmark = open_benchmark(chosen, files, settings)
     flow, _ = chosen.load(alone=True)
+    if isinstance(benchmark, PhotoBench):
+        sizes = {"height": settings.height, "width": settings.width, "size": MODEL_SHAPE}
+        benchmark.find = functools.partial(flow.region, **sizes, seed=settings.seed, progress=False)
     reports = own.index == 0 or not together
-    summary = evaluate(flow, benchmark, settings, out, worker=own, wait=together, progress=reports)
+    summary = evaluate(
+        flow, benchmark, settings, out, worker=own, wait=together, vitality=vitality, progress=reports
+    )
     if summary is None:
         say(f"this worker's share is done; the last of {own.count} workers to finish writes the report")
     elif reports:
-        say(f"{summary.to_markdown()}\n{out}/report.html")
+        alone = to_markdown(layers_alone(benchmark, summary, vitality))
+        say("\n".join(part for part in (summary.to_markdown(), alone, f"{out}/report.html") if part))
 
 
-def open_benchmark(
-    chosen: Chosen, pie: str | None, captions: str | None, settings: EvaluationSettings
-) -> "Benchmark":
+def open_benchmark(chosen: Chosen, files: dict[str, str | None], settings: EvaluationSettings) -> "Benchmark":
     """The benchmark that was asked for, checked before the model's weights are read."""
     from sflow_jax.evaluation.captions import CaptionBench, read_captions
     from sflow_jax.evaluation.known import KnownAnswers
     from sflow_jax.evaluation.networks import load_networks
+    from sflow_jax.evaluation.photos import PhotoBench
     from sflow_jax.evaluation.pie import PieBench, read_mapping
 
     info = chosen.check(settings)
     canvas = info.canvas(settings.height, settings.width)
+    pie, captions, photos = (files[name] for name in ("pie", "captions", "photos"))
     if pie:
         annotations = read_mapping(pie)[: settings.limit]
         return PieBench(pie, annotations, load_networks(settings, chosen.model, info))
     if captions:
         lines = read_captions(captions)[: settings.limit]
         return CaptionBench(captions, lines, canvas, load_networks(settings, chosen.model, info))
+    if photos:
+        lines = read_captions(photos)[: settings.limit]
+        return PhotoBench.of(photos, lines, canvas, load_networks(settings, chosen.model, info), settings.seed)
     return KnownAnswers.on(canvas, min(settings.scenes, settings.limit or settings.scenes), settings.seed)

@@ -94,6 +94,19 @@ def direction_similarity(
         return np.where(moved, cosine_similarity(*changes), 0.0)
 
 
+def caption_cases(file: epath.PathLike, lines: Sequence[Captioned]) -> tuple[Case, ...]:
+    """Lines of one picture and source caption as one case; ValueError for pictures that cannot be read."""
+    edits: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        edits.setdefault((line.image, line.source), []).append(line.edit)
+    cases = []
+    for number, ((image, source), texts) in enumerate(edits.items()):
+        place = absolute(file).parent / image
+        open_picture(place)  # a bad file is named before anything is painted
+        cases.append(Case(f"picture-{number:05d}", place, source, tuple(texts), ("",) * len(texts)))
+    return tuple(cases)
+
+
 class CaptionBench:
     """Pictures with captions; lines of one picture and source caption are edited together."""
 
@@ -108,21 +121,13 @@ class CaptionBench:
         if networks.clip is None:
             raise SettingError("`captions` needs `clip`, a converted CLIP (sflow-convert SOURCE DEST)")
         self.clip: CaptionedClip = networks.clip
-        self.networks, self.canvas, self.folder = networks, canvas, absolute(file).parent
-        edits: dict[tuple[str, str], list[str]] = {}
-        for line in lines:
-            edits.setdefault((line.image, line.source), []).append(line.edit)
-        self.cases = tuple(self._case(number, *of, texts) for number, (of, texts) in enumerate(edits.items()))
+        self.networks, self.canvas = networks, canvas
+        self.cases = caption_cases(file, lines)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Which CLIP judges."""
         return (f"CLIP: {self.clip.features.name}; similarities are cosines, −1 to 1",)
-
-    def _case(self, number: int, image: str, source: str, edits: list[str]) -> Case:
-        file = self.folder / image
-        open_picture(file)  # a bad file is named before anything is painted
-        return Case(f"picture-{number:05d}", file, source, tuple(edits), ("",) * len(edits))
 
     def record(self) -> dict[str, Any]:
         """A digest of pictures and captions, and the networks."""

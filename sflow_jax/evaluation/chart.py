@@ -9,13 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sflow_jax.evaluation.cases import Benchmark
+from sflow_jax.evaluation.layers import ALONE, LayersAlone
 from sflow_jax.evaluation.methods import AUTOENCODER
 from sflow_jax.evaluation.summary import MethodSummary, Summary
-from sflow_jax.vitality.charts import COLOURS, STYLE
+from sflow_jax.vitality.charts import COLOURS, LAYER_WIDTH, LEAST_WIDTH, MANY_LAYERS, STYLE
 
 # Inches.
 SIZE = (6.4, 3.8)
 LABEL_SHIFT = (5, 4)
+PANEL_HEIGHT, SMALL_TICKS = 1.6, 6.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,12 @@ def chart_points(benchmark: Benchmark, summary: Summary) -> list[Point]:
     success, kept = benchmark.chart
     scales = {column.name: column.scale for column in benchmark.columns}
     points = []
+    alone = [match[1] for method in summary.methods if (match := ALONE.fullmatch(method.method))]
     for method in summary.methods:
         value, low, high = _success(method, success.column, scales[success.column], benchmark.share)
-        point = Point(method.method, method.means[kept.column] * scales[kept.column], value, low, high)
+        # Of one method's many layers a chart has room for the numbers alone.
+        short = method.method.rpartition("=")[2] if len(alone) > 2 and len(set(alone)) == 1 else method.method
+        point = Point(short, method.means[kept.column] * scales[kept.column], value, low, high)
         if not np.isnan([point.kept, point.success]).any():
             points.append(point)
     return points
@@ -86,6 +91,31 @@ def pareto_chart(benchmark: Benchmark, summary: Summary) -> Figure:
     axes.margins(0.14, 0.12)
     if percent:
         axes.set_ylim(-4, 108)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def layers_chart(alone: LayersAlone) -> Figure:
+    """A bar a layer, with its interval: what is gained, what is lost, and vitality where it is known."""
+    layers, known = alone.layers, any(not np.isnan(layer.vitality) for layer in alone.layers)
+    panels = [(f"gained: {alone.kept}", "gained", "kind-1"), (f"lost: {alone.success}", "lost", "kind-2")]
+    panels += [("vitality", "vitality", "muted")] if known else []
+    figure = Figure(
+        (max(LEAST_WIDTH, 1 + LAYER_WIDTH * len(layers)), PANEL_HEIGHT * len(panels)), layout="constrained"
+    )
+    for axes, (title, name, colour) in zip(figure.subplots(len(panels), sharex=True), panels):
+        at = np.arange(len(layers))
+        axes.bar(at, [getattr(layer, name) for layer in layers], 0.8, color=COLOURS[colour])
+        if name != "vitality":
+            ends = ([getattr(layer, f"{name}_{end}") for layer in layers] for end in ("low", "high"))
+            axes.vlines(at, *ends, color=COLOURS["ink"], linewidth=0.9)
+        axes.axhline(0, color=COLOURS["muted"], linewidth=0.7)
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.grid(axis="y", linewidth=0.6)
+        axes.tick_params(length=0)
+    size = SMALL_TICKS if len(layers) >= MANY_LAYERS else 9
+    axes.set_xticks(at, [str(layer.layer) for layer in layers], fontsize=size)
+    axes.set_xlabel("the only layer that injects")
     return figure
 
 

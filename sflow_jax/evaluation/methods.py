@@ -91,6 +91,20 @@ def parse_methods(text: str) -> tuple[Method, ...]:
     return tuple(map(_parse_method, labels))
 
 
+def each_layer(text: str, layers: int) -> str:
+    """Every method without injection, and with that of each layer alone, as `methods` of an evaluation.
+
+    SettingError for methods that say their layers themselves.
+    """
+    for method in parse_methods(text):
+        if "layers" in method.options:
+            raise SettingError(
+                f"{method.label} in `methods` has layers of its own, and `layers_alone` goes through all"
+            )
+    labels = [method.label for method in parse_methods(text)]
+    return ",".join(f"{label}:layers={layer}" for label in labels for layer in ("none", *range(layers)))
+
+
 def _parse_method(label: str) -> Method:
     name, *settings = label.split(":")
     texts = {key: value for key, _, value in (setting.partition("=") for setting in settings)}
@@ -134,6 +148,8 @@ def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> Non
 def edit_case(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings, seed: int) -> Painted:
     """All edits of a case by a method, in one batch as far as `edits_at_once` goes."""
     asked = {name: getattr(settings, name) for name in ("steps", "guidance", "height", "width")}
+    # One size for all pictures, to which benchmarks fit the sources too.
+    asked["size"] = MODEL_SHAPE
     options = {name: value for name, value in asked.items() if value is not None} | method.options
     if method.name is not None:
         options["method"] = method.name

@@ -1,7 +1,7 @@
 """The report of an evaluation: one page that opens anywhere, its chart, and the numbers for machines."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sflow_jax.evaluation.cases import Benchmark, Case
-from sflow_jax.evaluation.chart import pareto_chart
+from sflow_jax.evaluation.chart import layers_chart, pareto_chart
+from sflow_jax.evaluation.layers import ALONE, LayersAlone, describe, to_csv, to_markdown
 from sflow_jax.evaluation.methods import AUTOENCODER
 from sflow_jax.evaluation.summary import COVERAGE, Row, Summary
 from sflow_jax.pictures.files import open_picture
@@ -25,13 +26,24 @@ THUMBNAIL = 256
 Pictures = Callable[[Row], UInt8[np.ndarray, "y x 3"]]
 
 
-def write_report(folder: RunFolder, benchmark: Benchmark, summary: Summary, pictures: Pictures) -> None:
-    """Write `report.html`, `summary.json`, `summary.md`, `scores.csv` and `pareto.png`, `pareto.svg` into a run."""
+def write_report(
+    folder: RunFolder,
+    benchmark: Benchmark,
+    summary: Summary,
+    pictures: Pictures,
+    alone: Sequence[LayersAlone] = (),
+) -> None:
+    """Write `report.html`, `summary.json`, `summary.md`, `scores.csv` and `pareto.png`, `pareto.svg` into a run.
+
+    alone: methods with each layer alone; with any, also `layers.md`, `layers.csv`, and `layers-1.png`,
+    `layers-1.svg` a method.
+    """
     chart = pareto_chart(benchmark, summary)
     files = {
         "pareto.svg": to_svg(chart).encode(),
         "pareto.png": to_png(chart),
-        "report.html": report_page(benchmark, summary, pictures).encode(),
+        **_layer_files(alone),
+        "report.html": report_page(benchmark, summary, pictures, alone).encode(),
         "scores.csv": summary.to_csv().encode(),
         "summary.md": summary.to_markdown().encode(),
         # Last: it tells others that the run is finished.
@@ -41,7 +53,17 @@ def write_report(folder: RunFolder, benchmark: Benchmark, summary: Summary, pict
         write_whole(folder.path / name, content)
 
 
-def report_page(benchmark: Benchmark, summary: Summary, pictures: Pictures) -> str:
+def _layer_files(alone: Sequence[LayersAlone]) -> dict[str, bytes]:
+    files = {"layers.md": to_markdown(alone).encode(), "layers.csv": to_csv(alone).encode()} if alone else {}
+    for i, method in enumerate(alone, 1):
+        chart = layers_chart(method)
+        files |= {f"layers-{i}.svg": to_svg(chart).encode(), f"layers-{i}.png": to_png(chart)}
+    return files
+
+
+def report_page(
+    benchmark: Benchmark, summary: Summary, pictures: Pictures, alone: Sequence[LayersAlone] = ()
+) -> str:
     """The text of `report.html`."""
     titles, cells = summary.table()
     rated = any(method.groups for method in summary.methods)
@@ -59,6 +81,7 @@ def report_page(benchmark: Benchmark, summary: Summary, pictures: Pictures) -> s
         titles=titles,
         cells=cells,
         groups=summary.group_table() if rated else None,
+        alone=[_alone(method) for method in alone],
         worst=[
             (
                 method.method,
@@ -68,11 +91,31 @@ def report_page(benchmark: Benchmark, summary: Summary, pictures: Pictures) -> s
                 ],
             )
             for method in summary.methods
-            if method.method != AUTOENCODER
+            if method.method not in (AUTOENCODER, *_single_layers(summary, alone))
         ],
         settings=summary.settings,
         costs=summary.costs,
     )
+
+
+def _alone(method: LayersAlone) -> dict[str, Any]:
+    """A method's layers, as the page shows them."""
+    told = f"{method.method}: {len(method.layers)} layers, each injecting alone"
+    correlations = {name: number(value, 2) for name, value in method.rank_correlations.items()}
+    return {
+        "method": method.method,
+        "chart": inline(to_inline_svg(layers_chart(method)), told),
+        "table": method.table(),
+        "about": describe(method),
+        "correlations": correlations,
+    }
+
+
+def _single_layers(summary: Summary, alone: Sequence[LayersAlone]) -> set[str]:
+    """Rows of single layers, whose pictures a page with many layers has no room for."""
+    names = {method.method for method in alone}
+    matches = [(method.method, ALONE.fullmatch(method.method)) for method in summary.methods]
+    return {label for label, match in matches if match and match[1] in names and match[2] != "none"}
 
 
 def worst_rows(benchmark: Benchmark, summary: Summary, method: str) -> list[Row]:

@@ -4,9 +4,11 @@ The unit of work is a case and a method; its edits are one batch. A unit's score
 seconds go to the run folder as one part.
 """
 
+import dataclasses
 import io
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,11 +18,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sflow_jax.evaluation.cases import Benchmark, Case
+from sflow_jax.evaluation.layers import layers_alone
 from sflow_jax.evaluation.methods import (
     AUTOENCODER,
     Method,
     Painted,
     check_methods,
+    each_layer,
     edit_case,
     parse_methods,
     through_autoencoder,
@@ -51,14 +55,21 @@ def evaluate(
     *,
     worker: Worker = Worker(),
     wait: bool = False,
+    vitality: Mapping[int, float] | None = None,
     progress: bool | Progress = True,
 ) -> Summary | None:
     """Edit every case with every method, judge the pictures, and write tables, a chart and a report into `out`.
 
     out: the run's folder, local or gs://; a run that stopped goes on, with equal numbers but for seconds. worker:
     this process's share, of several that share the folder; None is returned where others have work left, unless
-    told to `wait`. SettingError for methods and settings that do not fit, before anything is painted.
+    told to `wait`. vitality: layer → a sweep's, to be shown beside layers alone. SettingError for methods and
+    settings that do not fit, before anything is painted.
     """
+    if settings.layers_alone:
+        # What it stands for, so that a run goes on whichever way it is asked for.
+        settings = dataclasses.replace(
+            settings, methods=each_layer(settings.methods, flow.layers), layers_alone=False
+        )
     methods = parse_methods(settings.methods)
     check_methods(flow.edit, methods)
     manifest = {**model_record(flow.painter), **benchmark.record(), "noise_seed": settings.seed}
@@ -78,7 +89,7 @@ def evaluate(
     if worker.index == 0 or not wait:
         from sflow_jax.evaluation.report import write_report  # draws with matplotlib, which is slow to import
 
-        write_report(run.folder, benchmark, summary, run.pictures)
+        write_report(run.folder, benchmark, summary, run.pictures, layers_alone(benchmark, summary, vitality))
     return summary
 
 

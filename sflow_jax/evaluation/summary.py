@@ -132,9 +132,9 @@ class Summary:
             *(f"- {note}" for note in self.notes),
             "",
         ]
-        lines += _table(*self.table())
+        lines += markdown_table(*self.table())
         if any(method.groups for method in self.methods):
-            lines += ["", *_table(*self.group_table())]
+            lines += ["", *markdown_table(*self.group_table())]
         costs = "; ".join(f"{name} {value}" for name, value in self.costs.items())
         return "\n".join([*lines, "", f"Costs: {costs}.", ""])
 
@@ -218,7 +218,7 @@ def _cell(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.6g}"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of Markdown."""
     return [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles), *(f"| {' | '.join(row)} |" for row in rows)]
 
