@@ -145,7 +145,7 @@ def _method(
     least = 100 / len(variants["none"]) if benchmark.share == success.column else np.nan
     return LayersAlone(
         name,
-        success.title,
+        f"{success.title} (%)" if benchmark.share == success.column else success.title,
         kept.title,
         *(_mean(values[axis.column]["none"]) for axis in (success, kept)),
         tuple(_layers(numbers, gained, lost, least, vitality)),
