@@ -148,8 +148,6 @@ def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> Non
 def edit_case(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings, seed: int) -> Painted:
     """All edits of a case by a method, in one batch as far as `edits_at_once` goes."""
     asked = {name: getattr(settings, name) for name in ("steps", "guidance", "height", "width")}
-    # One size for all pictures, to which benchmarks fit the sources too.
-    asked["size"] = MODEL_SHAPE
     options = {name: value for name, value in asked.items() if value is not None} | method.options
     if method.name is not None:
         options["method"] = method.name
