@@ -117,6 +117,11 @@ def test_converting_without_a_destination_is_where_the_name_is_looked_for(hub, c
     assert "exists" in refusal(capsys) and hub.asked == []
 
 
+def test_a_source_that_is_a_path_needs_a_destination(hub, source_folder, capsys):
+    assert run_convert(source_folder) == 2
+    assert "DESTINATION is missing" in refusal(capsys) and hub.asked == []
+
+
 def test_a_path_is_never_asked_for(hub, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "org").mkdir()
