@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.catalogue import find_model
 from sflow_jax.atlas.atlas import Looked, atlas_of_edit, atlas_of_generation
+from sflow_jax.catalogue import find_model
 from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, edit_pictures, find_region
 from sflow_jax.editing.generation import generate_pictures
