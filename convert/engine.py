@@ -227,12 +227,14 @@ def assemble(
     read_part: Callable[[str, tuple[slice, ...] | None], np.ndarray],
     dtype: DTypeLike,
     allocate: Callable[[str, Shape, DTypeLike], np.ndarray] = lambda path, shape, dtype: np.empty(shape, dtype),
+    change: Callable[[Read], np.ndarray | None] = lambda read: None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (path, array) parameter by parameter, holding one source tensor at a time beside it.
 
     ConversionError for numbers that are not finite, or not in `dtype`.
 
     `allocate` makes the array to fill: the converter gives one backed by a file, so that memory stays free.
+    `change` gives what is added to the piece that a read fills, in float32 and before the dtype changes.
     """
     by_target = defaultdict(list)
     for read in reads:
@@ -242,7 +244,11 @@ def assemble(
         for read in group:
             part = read_part(read.source, read.part)
             check_finite(part, read.source)
-            array[read.index] = read.transform.to_ours(converted(part, dtype, read.source), read.shape)
+            if (added := change(read)) is None:
+                array[read.index] = read.transform.to_ours(converted(part, dtype, read.source), read.shape)
+            else:
+                changed = read.transform.to_ours(part.astype(np.float32), read.shape) + added
+                array[read.index] = converted(changed, dtype, read.source)
         yield target, array
 
 

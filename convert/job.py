@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from sflow_convert.engine import ConversionError, Read, assemble, check, plan_reads
 from sflow_convert.layouts import Network, Source
+from sflow_convert.lora import Changes, Lora, plan_changes
 from sflow_convert.sources import digest
 from tqdm.auto import tqdm
 
@@ -77,8 +78,12 @@ def write_network(
     reads_and_shapes: tuple[list[Read], dict],
     dtype: str,
     bar: tqdm,
+    changes: Changes | None = None,
 ) -> None:
-    """Assemble one network in files of a scratch folder (memory stays free), and save it with Orbax."""
+    """Assemble one network in files of a scratch folder (memory stays free), and save it with Orbax.
+
+    changes: what LoRA files add to it.
+    """
     reads, targets = reads_and_shapes
     # Beside the destination, where there is room; a remote destination leaves the machine's own place.
     place = None if is_remote(folder) else str(folder)
@@ -93,7 +98,8 @@ def write_network(
             bar.update(array.size)
             return array
 
-        save_network(folder, name, dict(assemble(reads, targets, read, DTYPES[dtype], allocate)))
+        change = (lambda read: None) if changes is None else changes.of
+        save_network(folder, name, dict(assemble(reads, targets, read, DTYPES[dtype], allocate, change)))
 
 
 def reserve(path: str, size: int) -> None:
@@ -169,19 +175,22 @@ def convert(
     vital_layers: Iterable[int] | None = None,
     vital_origin: str = "given at conversion",
     title: str = "",
+    loras: Sequence[Lora] = (),
     progress: bool = True,
 ) -> ModelInfo:
     """Write `source` as a converted checkpoint at `destination`, whole or not at all.
 
     dtype: one of `DTYPES`, by default the transformer's own. vital_layers, vital_origin: what to record of them; by
     default what the paper's authors found, for FLUX.1-dev. title: what people call the model, where that is not the
-    family's name for it. Raises ConversionError for a source that does not fit, and for a destination that exists
-    (unless `overwrite`, and then only a checkpoint is replaced).
+    family's name for it. loras: LoRA files whose changes are added to the weights. Raises ConversionError for a
+    source or a LoRA that does not fit, and for a destination that exists (unless `overwrite`, and then only a
+    checkpoint is replaced).
     """
     # Before the reads, which take a while.
     check_free(destination, INFO_FILE, "a checkpoint", overwrite)
     layers, origin = known_vital_layers(source, vital_layers, vital_origin)
     reads = checked_reads(source.networks)
+    changes = plan_changes(source, {name: targets for name, (_, targets) in reads.items()}, loras)
     check_tokenizers(source)
     info = ModelInfo(
         family=source.family,
@@ -192,13 +201,13 @@ def convert(
         scheduler={key: value for key, value in source.scheduler.items() if not key.startswith("_")},
         vital_layers=layers,
         vital_layers_origin=origin,
-        named=title,
+        named=_title_with(loras, title or source.family.title(source.variant)) if loras else title,
     )
     check_size(info)
     check_room(destination, reads, info.dtype)
     with new_folder(destination, replace=overwrite) as folder:
-        info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress))
-        write_networks(folder, source.networks, reads, info.dtype, progress)
+        info = dataclasses.replace(info, source_digests=source_digests(source.networks, progress, loras))
+        write_networks(folder, source.networks, reads, info.dtype, progress, changes)
         for name, tokenizer in source.tokenizers.items():
             copy_files(tokenizer, folder / name)
         save_info(folder, info)
@@ -223,6 +232,12 @@ def check_size(info: ModelInfo) -> None:
         ) from error
 
 
+def _title_with(loras: Sequence[Lora], title: str) -> str:
+    """A model's title with what is merged into it, in one line."""
+    names = (f"{lora.path.name} × {lora.scale:g}" for lora in loras)
+    return f"{title} with {', '.join(names)}"
+
+
 def _fitting_size(source: Source) -> int:
     """The source's picture size, or the largest that the network can place, where that is less."""
     most = source.family.most_tokens(source.configs)
@@ -230,22 +245,29 @@ def _fitting_size(source: Source) -> int:
     return min(source.picture_size, largest)
 
 
-def source_digests(networks: Mapping[str, Network], progress: bool) -> dict[str, str]:
-    """sha256 of every weight file, by folder and name."""
+def source_digests(networks: Mapping[str, Network], progress: bool, loras: Sequence[Lora] = ()) -> dict[str, str]:
+    """sha256 of every weight file, by folder and name; of LoRA files by number, name and scale."""
     files = [path for network in networks.values() for path in network.tensors.paths]
-    size = sum(path.stat().st_size for path in files)
+    named = {f"{path.parent.name}/{path.name}": path for path in files}
+    named |= {f"lora-{number}/{lora}": lora.path for number, lora in enumerate(loras, 1)}
+    size = sum(path.stat().st_size for path in named.values())
     with tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
-        return {f"{path.parent.name}/{path.name}": digest(path, bar.update) for path in files}
+        return {name: digest(path, bar.update) for name, path in named.items()}
 
 
 def write_networks(
-    folder: epath.Path, networks: Mapping[str, Network], reads: NetworkReads, dtype: str, progress: bool
+    folder: epath.Path,
+    networks: Mapping[str, Network],
+    reads: NetworkReads,
+    dtype: str,
+    progress: bool,
+    changes: Mapping[str, Changes] | None = None,
 ) -> None:
-    """Convert one network after the other."""
+    """Convert one network after the other. changes: what LoRA files add to each."""
     shapes = [shape for network in networks.values() for shape in network.tensors.shapes.values()]
     with tqdm(total=sum(map(math.prod, shapes)), desc="converting", unit_scale=True, disable=not progress) as bar:
         for name, network in networks.items():
-            write_network(folder, name, network, reads[name], dtype, bar)
+            write_network(folder, name, network, reads[name], dtype, bar, (changes or {}).get(name))
 
 
 def copy_files(source: Path, destination: epath.Path) -> None:

@@ -33,8 +33,9 @@ EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 SCALES, UNUSED_SCALES = ("scale_weight", "weight_scale"), ("scale_input", "input_scale", "scaled_fp8")
 # A part of a tensor's name, or what a file begins with → what it is, and what to do.
 PLAIN = "take the model in bfloat16, and use --quantize int8 when it runs"
+AS_LORA = "are a LoRA, not a model: convert the model it was made for, with this file in `lora`"
 FOREIGN_NAMES = {
-    r"(lora_(A|B|up|down|magnitude)|\.(alpha|hada_w1_a|lokr_w1)$|^lora_)": "are a LoRA, not a model: merge it",
+    r"(lora_(A|B|up|down|magnitude)|\.(alpha|hada_w1_a|lokr_w1)$|^lora_)": AS_LORA,
     r"(absmax|quant_map|quant_state|bitsandbytes)": f"are in 4 or 8 bits of bitsandbytes (nf4): {PLAIN}",
     r"(qweight|qzeros|\.wscales|\.proj_down)": f"are quantised (GPTQ, AWQ or SVDQuant): {PLAIN}",
 }

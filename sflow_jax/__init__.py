@@ -30,9 +30,12 @@ _HOME = {
     "Summary": "vitality.summary",
     "SweepSettings": "settings",
     "find_vital_layers": "vitality.find",
+    "diffusers_layer_skip": "vitality.layer_file",
     "load_features": "catalogue",
     "make_mesh": "machine.meshes",
     "read_record": "records",
+    "read_layer_file": "vitality.layer_file",
+    "write_layer_file": "vitality.layer_file",
 }
 __all__ = [*_HOME, "__version__"]
 
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         SweepSettings,
     )
     from sflow_jax.vitality.find import find_vital_layers
+    from sflow_jax.vitality.layer_file import diffusers_layer_skip, read_layer_file, write_layer_file
     from sflow_jax.vitality.summary import Summary
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.atlas.atlas import Looked, atlas_of_edit, atlas_of_generation
+from sflow_jax.catalogue import find_model
 from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, edit_pictures, find_region
 from sflow_jax.editing.generation import generate_pictures
@@ -69,8 +70,10 @@ class StableFlow:
         offload: bool = False,
         text_encoder: str = "device",
     ) -> "StableFlow":
-        """Restore a converted checkpoint: a folder, local or remote, or "toyworld", the embedded model.
+        """Restore a converted checkpoint, a folder or a name.
 
+        checkpoint: a folder, local or remote; "org/name" or "org/name@revision" of the Hub, fetched and converted
+        once; or "toyworld", the embedded model.
         mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; "auto" takes what suits edits on these
         devices, see `planning.meshes.placed`. Each device reads only its slices.
         dtype: of weights and computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel,
@@ -87,6 +90,8 @@ class StableFlow:
             offload=offload,
             text_encoder=text_encoder,
         )
+        # A repository of the Hub is fetched before a mesh is proposed for what is in it.
+        find_model(checkpoint)
         return cls(Painter.load(checkpoint, placed(checkpoint, placement, "edit")))
 
     @property

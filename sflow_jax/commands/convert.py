@@ -25,6 +25,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
     sflow-convert ~/models/flux1-dev.safetensors checkpoints/flux-dev --text-encoders ~/models/FLUX.1-dev
 
+    sflow-convert ~/models/FLUX.1-dev checkpoints/drawn --lora drawing.safetensors:0.8
+
     sflow-convert ~/models/FLUX.1-schnell gs://bucket/flux-schnell --dtype bfloat16 --overwrite
 
     sflow-convert facebook/dinov2-giant checkpoints/dinov2-giant
@@ -45,6 +47,12 @@ DTYPES = ("float32", "float16", "bfloat16")
     help="A VAE's folder or file such as ae.safetensors, if not in SOURCE.",
 )
 @click.option("--family", help="flux-dev or flux-schnell, for files that do not say which they are.")
+@click.option(
+    "--lora",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="Merge a LoRA into the weights, times SCALE (1); may be repeated.",
+)
 @click.option("--vital-layers", help="Record these layers as vital, such as 0,1,17-18.")
 def command(
     source: str,
@@ -54,6 +62,7 @@ def command(
     text_encoders: Path | None,
     autoencoder: Path | None,
     family: str | None,
+    lora: tuple[str, ...],
     vital_layers: str | None,
 ) -> None:
     """Convert a checkpoint of FLUX.1 (dev, schnell, Krea), SD3 or SD3.5 from SOURCE to DESTINATION.
@@ -72,6 +81,7 @@ def command(
     from sflow_convert.hub import parse_repository
     from sflow_convert.job import convert
     from sflow_convert.layouts import Places, open_source
+    from sflow_convert.lora import Lora
 
     from sflow_jax.catalogue import repository_title
     from sflow_jax.sampling.control import parse_layers
@@ -79,6 +89,7 @@ def command(
     layers = None if vital_layers is None else parse_layers(vital_layers)
     if isinstance(layers, str):
         raise SettingError(f"`vital_layers` takes numbers, not {layers!r}")
+    merged = [Lora.parse(text) for text in lora]
     places, repository = Places(text_encoders, autoencoder, family), parse_repository(source)
     folder, title = Path(source), ""
     if repository is not None:
@@ -88,7 +99,7 @@ def command(
         raise SettingError("DESTINATION is missing; only a repository of the Hub has a place of its own")
     if is_feature_folder(folder):
         refuse_unused(
-            ["text_encoders", "autoencoder", "family", "vital_layers"],
+            ["text_encoders", "autoencoder", "family", "lora", "vital_layers"],
             f"on {source}, for these are for FLUX checkpoints",
         )
         features = convert_features(open_features(folder), destination, dtype=dtype, overwrite=overwrite)
@@ -102,6 +113,7 @@ def command(
         overwrite=overwrite,
         vital_layers=layers,
         title=title,
+        loras=merged,
     )
     say(f"{destination}: {info.title}, {info.dtype}. Look at it with: sflow info {destination}")
     say_what_stays(repository)

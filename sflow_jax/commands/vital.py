@@ -31,6 +31,8 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
 
     sflow vital -m flux-dev --dry-run --mesh tensor=4 --step-seconds 1.5
 
+    sflow vital --out vital --export layers.json
+
     sflow vital --compare vital-15-steps vital-4-steps --out compared
     """,
 )
@@ -42,6 +44,10 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
 @click.option("--save", is_flag=True, help="Record the vital set in the checkpoint: --layers vital then uses it.")
 @click.option("--force", is_flag=True, help="Of --save: also a set that less than 90 % of resamples agree on.")
 @click.option("--unsave", is_flag=True, help="Forget what --save recorded for toyworld: its own set again.")
+@click.option(
+    "--export",
+    help="Write layers, scores and sets into this JSON file; without --model of the finished run in --out.",
+)
 @click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
 @click.option("--out", "-o", help="Folder of the run, local or gs://.")
 def vital(
@@ -53,6 +59,7 @@ def vital(
     save: bool,
     force: bool,
     unsave: bool,
+    export: str | None,
     compared: tuple[str, str] | None,
     out: str | None,
 ) -> None:
@@ -61,17 +68,21 @@ def vital(
     Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
     """
     check_options(settings, dry_run, save, force, step_seconds)
+    check_export(export, dry_run or unsave or bool(compared))
     if unsave:
         say(forget(chosen))
     elif compared:
         refuse_unused(["model", "save", "dry_run", *as_record(settings)], "with --compare")
         compare_runs(compared, out)
+    elif export is not None and chosen.model is None and out is not None:
+        refuse_unused(["save", "worker", *as_record(settings)], "with --export of a finished run")
+        export_run(out, export)
     elif chosen.model is None or (out is None and not dry_run):
         raise SettingError("`model` and `out` are needed; or `compare` two finished sweeps")
     elif dry_run:
         say("\n".join(describe(chosen, settings, worker, step_seconds, out)))
     else:
-        find(chosen, settings, worker, save, force, out)
+        find(chosen, settings, worker, save, force, out, export)
 
 
 def check_options(
@@ -90,6 +101,25 @@ def check_options(
         refuse_unused(["force"], "without --save")
 
 
+def check_export(export: str | None, instead: bool) -> None:
+    """SettingError, before anything is painted, for a layer file that could not be written. instead: of a sweep."""
+    if export is None:
+        return
+    if instead:
+        refuse_unused(["export"], "with --dry-run, --unsave or --compare")
+    from sflow_jax.vitality.layer_file import check_layer_file
+
+    check_layer_file(export)
+
+
+def export_run(run: str, file: str) -> None:
+    """Write a finished run's layer file."""
+    from sflow_jax.vitality.find import read_summary
+    from sflow_jax.vitality.layer_file import write_layer_file
+
+    say(f"written: {write_layer_file(file, read_summary(run))}")
+
+
 def forget(chosen: Chosen) -> str:
     """Undo `--save` on the embedded model; a line about it."""
     from sflow_jax.catalogue import forget_vital_layers
@@ -99,7 +129,15 @@ def forget(chosen: Chosen) -> str:
     return "toyworld has its own vital layers again" if forget_vital_layers() else "nothing was saved for toyworld"
 
 
-def find(chosen: Chosen, settings: SweepSettings, worker: str, save: bool, force: bool, out: str) -> None:
+def find(
+    chosen: Chosen,
+    settings: SweepSettings,
+    worker: str,
+    save: bool,
+    force: bool,
+    out: str,
+    export: str | None = None,
+) -> None:
     """Sweep, or go on with a sweep, and say what was found."""
     from sflow_jax.vitality.find import check_sweep, record_vital_layers
 
@@ -115,6 +153,8 @@ def find(chosen: Chosen, settings: SweepSettings, worker: str, save: bool, force
         if save:
             file = record_vital_layers(chosen.model, summary, force=force)
             say(f"saved in {file}{WAY_BACK.get(chosen.model, '')}")
+        if export is not None:
+            export_run(out, export)
 
 
 def described_choice(summary: "Summary") -> str:

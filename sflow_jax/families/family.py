@@ -83,14 +83,16 @@ class Family(abc.ABC):
     """All that makes one family of models different from another; stateless, one instance a family.
 
     name: in checkpoints. networks: name → what it is; "transformer" and "autoencoder" are always there. tokenizers:
-    network → folder. published: name → model. rotary: whether keys have rotary positions, which may be shifted.
-    Methods get the configs of a checkpoint's networks.
+    network → folder. published: name → model. diffusers_stacks: kind of layers → the stack of blocks in diffusers'
+    model that has them; kinds of one stack follow each other. rotary: whether keys have rotary positions, which may
+    be shifted. Methods get the configs of a checkpoint's networks.
     """
 
     name: ClassVar[str]
     networks: ClassVar[Mapping[str, NetworkSpec]]
     tokenizers: ClassVar[Mapping[str, str]]
     published: ClassVar[Mapping[str, Published]] = {}
+    diffusers_stacks: ClassVar[Mapping[str, str]] = {}
     guidance: ClassVar[Literal["input", "branches", "none"]]
     rotary: ClassVar[bool] = True
 

@@ -90,6 +90,7 @@ class Flux1(Family):
             repository="black-forest-labs/FLUX.1-schnell",
         ),
     }
+    diffusers_stacks = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
     guidance = "input"
 
     def title(self, variant: str) -> str:

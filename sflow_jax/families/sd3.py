@@ -71,6 +71,7 @@ class StableDiffusion3(Family):
         "sd35-medium": published_model(Sd3Config.medium_35(), "stable-diffusion-3.5-medium"),
         "sd35-large": published_model(Sd3Config.large_35(), "stable-diffusion-3.5-large"),
     }
+    diffusers_stacks = {"dual": "transformer_blocks", "joint": "transformer_blocks"}
     guidance = "branches"
     rotary = False
 

@@ -49,7 +49,7 @@ def find_vital_layers(
     elimination = elimination_of(settings, plan)
     features = load_feature_networks(settings, painter.checkpoint)
     manifest = manifest_of(painter, features, plan, settings, elimination)
-    folder = RunFolder(out, manifest, labels=("model",))
+    folder = RunFolder(out, manifest, labels=("model", "title"))
     sweep = Sweep(
         painter,
         features,
@@ -117,6 +117,7 @@ def manifest_of(
         sweep = f"adaptive, {elimination.rule}, error {elimination.error:g}"
     return {
         **model_record(painter),
+        "title": painter.info.title,
         "layer_kinds": [list(kind) for kind in painter.info.layer_kinds],
         "features": {name: f"{network.name} ({network.digest})" for name, network in features.items()},
         "steps": plan.steps,

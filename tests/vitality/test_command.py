@@ -6,6 +6,7 @@ import jax
 import pytest
 from commandline import run
 
+from sflow_jax import read_layer_file
 from sflow_jax.storage.checkpoint import load_info
 
 
@@ -46,6 +47,13 @@ def test_saved_layers_become_vital(arguments, checkpoint, finished):
         assert "top 1, 2 prompts, 2 steps" in load_info(checkpoint).vital_layers_origin
     finally:
         (checkpoint / "model.json").write_text(before)
+
+
+def test_a_sweep_may_end_with_its_layer_file(arguments, finished, checkpoint, tmp_path):
+    assert run(*arguments, "--out", finished, "--top", 2, "--export", tmp_path / "layers.json") == 0
+    content, scores = read_layer_file(tmp_path / "layers.json"), json.loads((finished / "scores.json").read_text())
+    assert content.model.title == load_info(checkpoint).title and content.model.digest
+    assert list(content.sets["vital"]) == scores["choice"]["layers"]
 
 
 def test_runs_are_compared(finished, tmp_path, capsys):
