@@ -149,7 +149,8 @@ def invert_latents(
         "height": canvas.height,
         "width": canvas.width,
         "solver": solver.name,
-        **branches.record(wanted["steps"]),
+        # Lists, as they are when they are read again.
+        **{name: list(x) if isinstance(x, tuple) else x for name, x in branches.record(wanted["steps"]).items()},
     }
     return painter.invert(
         picture[None] * np.float32(wanted["nudge"]),
