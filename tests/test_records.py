@@ -52,6 +52,7 @@ WAYS = {
     "painted": ("--seed", 7, "--layers", "0-1", "--edits-at-once", 1),
     "painted, coupled": ("--method", "coupled", "--region", "none"),
     "photo": ("--image", "{}/photo.jpg", "--method", "coupled", "--begin", 0.5, "--grow", 1, "--strength", 0.5),
+    "photo, by what edits photos": ("--image", "{}/photo.jpg"),
     "photo, default": (
         "--image",
         "{}/photo.jpg",

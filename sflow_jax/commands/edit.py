@@ -88,7 +88,8 @@ def edit(
         start = time.perf_counter()
         about = source.files | recorded_region(settings.region, shape)
         if trial is None:
-            about |= {"region": settings.region or method.region}
+            # A shaped region is known by the name that it was made from; else the edit knows its own.
+            about |= {} if wanted is None else {"region": wanted}
             result = flow.edit(source.prompt, list(edits), **source.of_edit(), **as_record(asked), progress=reports)
             seconds = {"load": loading, "edit": time.perf_counter() - start}
             dataclasses.replace(result, record=result.record | about).write(folder, seconds)
