@@ -295,7 +295,7 @@ class Painter:
             if looks_ahead:
                 points.append(jnp.copy(reached.point))
             if on_step is not None:
-                on_step(done, jnp.copy(reached.latents))
+                on_step(done, states[-1])
             progress(done, steps, "inverting")
         trajectory, at = (_together(parts) if parts else None for parts in (states, points))
         if not np.isfinite(trajectory).all():

@@ -269,9 +269,10 @@ class StableFlow:
         "auto" keeps its shape at about the model's number of pixels, "fit" cuts it to the model's default size,
         "48x64" is height and width. latents: packed [s, c], such as a row of an earlier edit's `clean_latents`:
         that edit is the source now.
-        method: a name of `editing.methods.METHODS`, by default "reference", or a `Method` of your own; what is None
-        here is the method's. method_options: other numbers of it by name, such as {"begin": 0.1}. layers: where the
-        source's image keys and values go into the edit's: "vital", "all", "none", "late" or global numbers.
+        method: a name of `editing.methods.METHODS`, or a `Method` of your own; by default what `default_method`
+        there says: "reference", but "coupled" for photos. What is None here is the method's. method_options: other
+        numbers of it by name, such as {"begin": 0.1}. layers: where the source's image keys and values go into the
+        edit's: "vital", "all", "none", "late" or global numbers.
         guidance: one number, or one a row, source first; a single number leaves the source at the method's. region:
         where pictures may change: "none", a preset of `editing.regions.REGIONS` such as "auto", a mask picture, or
         an array of tokens or pixels. paste: outside the region keep the photo's own pixels. unnudge: divide the
@@ -311,7 +312,7 @@ class StableFlow:
         recipe: a preset of `editing.regions.REGIONS`, or a `RegionRecipe`. guidance: of both prompts, by default as
         method "coupled" has it. size: see `edit`.
         """
-        canvas = canvas_of_photo(self.painter, EditSettings(height=height, width=width, size=size), image)
+        canvas = canvas_of_photo(self.painter.info, EditSettings(height=height, width=width, size=size), image)
         return find_region(
             self.painter, image, (source_prompt, edit_prompt), find_recipe(recipe), guidance, seed, canvas,
             as_progress(progress),

@@ -285,7 +285,7 @@ class EditSettings(PhotoSettings):
     name. attentions: a name of `ATTENTIONS`; models whose layers have one attention know "both" alone.
     """
 
-    method: Any = setting(None, "How to edit; see --list-methods.", unset="reference")
+    method: Any = setting(None, "How to edit; see --list-methods.", unset="reference; photos: coupled")
     layers: Any = setting(
         None, "vital, all, none, late, or numbers such as 0,1,17-18.", unset="the method's; reference: vital"
     )
@@ -378,6 +378,7 @@ class EvaluationSettings(PaintingSettings):
         kind=bool,
     )
     scenes: int = setting(64, "Of --known-answers and --draw-pie: scenes, each edited once a family.", kind=int)
+    turns: int = setting(1, "Of --known-answers: edits in a row, each of the last one's result.", kind=int)
     limit: int | None = setting(None, "Only the first so many pictures.", kind=int, unset="all")
     seed: int = setting(0, "Seed of the scenes, and of every method's noise.", kind=int)
     guidance: float | None = setting(None, "Guidance of the edits.", kind=float, unset="each method's own")
@@ -391,7 +392,7 @@ class EvaluationSettings(PaintingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("limit", "edits_at_once"):
+        for name in ("turns", "limit", "edits_at_once"):
             _at_least(name, getattr(self, name), 1)
         _at_least("scenes", self.scenes, 1, MOST_SCENES)
 

@@ -1,5 +1,6 @@
 """Typed JSON: what a file may say, with limits; whatever does not fit is a ValueError of one line."""
 
+import dataclasses
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,17 @@ def typed(content: Any, kind: Any) -> Any:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         raise ValueError(_plain(str(error))) from error
+
+
+def typed_whole(content: Any, kind: Any) -> Any:
+    """As `typed`, of a file that must say every field of a dataclass: a default may not be what was meant."""
+    whole = typed(content, kind)
+    for field in dataclasses.fields(kind):
+        if field.name not in content:
+            raise ValueError(f"does not say '{field.name}'")
+        if dataclasses.is_dataclass(value := getattr(whole, field.name)):
+            typed_whole(content[field.name], type(value))
+    return whole
 
 
 def parse_json(text: str | bytes, kind: Any) -> Any:

@@ -1,6 +1,7 @@
 """The commands end to end, in this process, and their one-line errors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,28 @@ def test_generate(checkpoint, tmp_path):
     assert {p.name for p in out.iterdir()} == {"picture-1.png", "picture-2.png", "grid.png", "generate.json"}
     assert Image.open(out / "picture-2.png").size == (32, 64)
     assert json.loads((out / "generate.json").read_text())["bypass"] == [0, 3, 4]
+
+
+def test_a_photo_is_edited_by_default_without_vital_layers(checkpoint, photo_file, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare)
+    info = json.loads((bare / "model.json").read_text())
+    for name in ("vital_layers", "vital_layers_origin", "checksum"):
+        info.pop(name, None)
+    (bare / "model.json").write_text(json.dumps(info))
+    asked = ("--model", bare, "--prompt", "a red cat", "--edit", "a dog", "--steps", 2)
+    photo = ("--image", photo_file, "--seed", 3, "--grow", 2)
+    assert run("edit", *asked, *photo, "--out", tmp_path / "photo") == 0
+    record = json.loads((tmp_path / "photo" / "edit.json").read_text())
+    assert (record["method"], record["seed"], record["region"]) == ("coupled", 3, "auto")
+    capsys.readouterr()
+    # What asks for the reference draws nothing, and needs its layers; so does a source to paint.
+    assert run("edit", *asked, *photo[:4], "--unnudge", "--out", tmp_path / "none") == 2
+    assert "--seed has no effect" in capsys.readouterr().err
+    for source in (("--image", photo_file, "--unnudge"), ()):
+        assert run("edit", *asked, *source, "--out", tmp_path / "none") == 2
+        assert "vital" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_invert_then_edit(checkpoint, photo_file, tmp_path, capsys):

@@ -294,6 +294,35 @@ def test_existing_destinations_are_kept_unless_told_otherwise(source_folder, tmp
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda model: model["configs"]["clip"].pop("epsilon"), "does not say 'epsilon'"),
+        (lambda model: model["configs"]["transformer"].pop("mlp_ratio"), "does not say 'mlp_ratio'"),
+        (lambda model: model.update(variant="pro"), "variant 'pro' is none of dev, schnell"),
+    ],
+)
+def test_what_a_checkpoint_does_not_say_is_not_guessed(change, message, checkpoint, tmp_path):
+    """Nor where it holds no checksum of itself, as older ones do not."""
+    shutil.copytree(checkpoint / "scheduler", tmp_path / "scheduler")
+    model = json.loads((checkpoint / "model.json").read_text())
+    del model["checksum"]
+    change(model)
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    with pytest.raises(CheckpointError, match=message):
+        load_info(tmp_path)
+
+
+def test_arrays_of_another_size_are_named(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    model = json.loads((checkpoint / "model.json").read_text())
+    del model["checksum"]
+    model["configs"]["t5"]["heads"] += 1
+    (tmp_path / "copy" / "model.json").write_text(json.dumps(model))
+    with pytest.raises(CheckpointError, match=r"cannot restore t5 .* by model.json"):
+        load_network(tmp_path / "copy", load_info(tmp_path / "copy"), "t5", Placement(dtype="float32"))
+
+
+@pytest.mark.parametrize(
     "text, message", [("{", "cannot read"), ('{"format": 99}', "format 99"), ('{"format": 1}', "cannot read")]
 )
 def test_broken_checkpoints_are_named(text, message, tmp_path):

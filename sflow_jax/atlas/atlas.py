@@ -5,7 +5,6 @@ Axes: t steps, n layers, q queries, w text tokens, s image tokens.
 
 import dataclasses
 import numbers
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,13 @@ from jaxtyping import Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.editing.edit import Request, edit_pictures
 from sflow_jax.editing.generation import generate_pictures
+from sflow_jax.editing.sources import canvas_of_photo
 from sflow_jax.editing.watch import Watch
 from sflow_jax.errors import SettingError
 from sflow_jax.families.text import word_spans
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.canvas import Canvas
-from sflow_jax.pictures.files import Picture, open_picture
+from sflow_jax.pictures.files import Picture
 from sflow_jax.progress import Progress
 from sflow_jax.results import AttentionAtlas, Edit, Generation, Inversion, Query
 from sflow_jax.settings import EditSettings, GenerationSettings, check_prompts
@@ -93,16 +93,14 @@ def canvas_of_edit(
     """The size that an edit is painted in: its inversion's, or as settings ask for, perhaps of a photo's shape."""
     if inversion is not None:
         return info.canvas(inversion.settings["height"], inversion.settings["width"])
-    return info.canvas_of(asked, None if image is None else open_picture(image).size)
+    return canvas_of_photo(info, asked, image)
 
 
 def atlas_of_edit(painter: Painter, request: Request, looked: Looked, progress: Progress) -> AttentionAtlas:
     """Of the only edit of a request; see `StableFlow.attention_atlas`."""
-    asked = request.settings
     check_prompts([request.source, *request.edits])
-    stored = request.inversion
-    stored = Inversion.load(stored) if isinstance(stored, str | os.PathLike) else stored
-    canvas = canvas_of_edit(painter.info, asked, request.image, stored)
+    request = request.loaded()
+    canvas = canvas_of_edit(painter.info, request.settings, request.image, request.inversion)
     queries = looked.queries(painter, request.edits[0], canvas)
     watch = Watch(_padded(queries), row=1)
     edit = edit_pictures(painter, dataclasses.replace(request, watch=watch), progress)

@@ -11,11 +11,20 @@ from sflow_jax.pictures.files import to_uint8
 from sflow_jax.reports.pages import inline, picture, render
 from sflow_jax.results import AttentionAtlas
 from sflow_jax.storage.folders import Folder
-from sflow_jax.vitality.charts import COLOUR_MAP, COLOURS, STYLE, to_inline_svg
+from sflow_jax.vitality.charts import (
+    COLOUR_MAP,
+    COLOURS,
+    SMALL_TICKS,
+    STYLE,
+    layers_width,
+    tick_size,
+    to_inline_svg,
+)
 
 # Who is attended to, in the order of `AttentionAtlas.shares`, and how bars show it.
 PARTS = {"source": "kind-1", "own": "kind-2", "text": "kind-2-pale"}
-LEAST_WIDTH, LAYER_WIDTH, HEIGHT, MARGIN, STEP_HEIGHT = 5.2, 0.2, 2.4, 1.0, 0.16
+# Inches.
+LAYER_WIDTH, HEIGHT, MARGIN, STEP_HEIGHT = 0.2, 2.4, 1.0, 0.16
 DIGITS = 5
 
 
@@ -90,13 +99,13 @@ def _shown(atlas: AttentionAtlas, query: int, by_step: bool) -> dict[str, Any]:
 def shares_chart(atlas: AttentionAtlas, query: int) -> Figure:
     """A bar a layer, the mean over steps: what goes to the source's tokens, the own ones, and text."""
     shares, layers = atlas.shares[:, :, query].mean(axis=0), len(atlas.layer_names)
-    figure = Figure((_width(layers), HEIGHT), layout="constrained")
+    figure = Figure((layers_width(layers, LAYER_WIDTH), HEIGHT), layout="constrained")
     axes, base = figure.add_subplot(), np.zeros(layers)
     for i, (name, colour) in enumerate(PARTS.items()):
         axes.bar(np.arange(layers), shares[:, i], 0.8, bottom=base, color=COLOURS[colour], label=name)
         base = base + shares[:, i]
     axes.set(xlabel="layer", ylabel="share of attention", xlim=(-0.6, layers - 0.4), ylim=(0, 1))
-    axes.set_xticks(np.arange(layers), list(map(str, range(layers))), fontsize=6.5 if layers > 25 else 9)
+    axes.set_xticks(np.arange(layers), list(map(str, range(layers))), fontsize=tick_size(layers))
     axes.tick_params(length=0)
     figure.legend(loc="outside upper left", ncols=len(PARTS), frameon=False, fontsize=8)
     return figure
@@ -107,13 +116,13 @@ def steps_chart(atlas: AttentionAtlas, query: int) -> Figure:
     """Heat maps, layers × steps: shares of the source's tokens (where there are any) and of text."""
     names = [name for name in PARTS if name == "text" or (name == "source" and atlas.source.any())]
     steps, layers = atlas.shares.shape[:2]
-    size = _width(layers), len(names) * (MARGIN + STEP_HEIGHT * steps)
+    size = layers_width(layers, LAYER_WIDTH), len(names) * (MARGIN + STEP_HEIGHT * steps)
     figure = Figure(size, layout="constrained")
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names):
         values = atlas.shares[:, :, query, list(PARTS).index(name)]
         mesh = axes.pcolormesh(values, cmap=COLOUR_MAP, vmin=0, vmax=1, edgecolors=COLOURS["paper"], linewidth=0.4)
         axes.set(ylabel="step", title=f"{name}: share of attention")
-        axes.set_xticks(np.arange(layers) + 0.5, list(map(str, range(layers))), fontsize=6.5)
+        axes.set_xticks(np.arange(layers) + 0.5, list(map(str, range(layers))), fontsize=SMALL_TICKS)
         axes.set_yticks(np.arange(0, steps, 5) + 0.5, [str(atlas.first_step + i) for i in range(0, steps, 5)])
         axes.invert_yaxis()
         axes.tick_params(length=0)
@@ -121,7 +130,3 @@ def steps_chart(atlas: AttentionAtlas, query: int) -> Figure:
         figure.colorbar(mesh, ax=axes, pad=0.02).outline.set_visible(False)
     axes.set_xlabel("layer")
     return figure
-
-
-def _width(layers: int) -> float:
-    return max(LEAST_WIDTH, MARGIN + LAYER_WIDTH * layers)

@@ -11,7 +11,6 @@ from sflow_jax.commands.edit import refuse_unused_settings
 from sflow_jax.commands.methods import METHOD_PARAMETERS, method_options
 from sflow_jax.commands.options import Chosen, model_options, out_option, refuse_unused, settings_options
 from sflow_jax.commands.sources import ChosenSource, source_options
-from sflow_jax.editing.methods import REFERENCE, find_method
 from sflow_jax.settings import EditSettings, GenerationSettings, as_record, check_prompts
 from sflow_jax.storage.folders import output_folder
 
@@ -97,7 +96,7 @@ def check_options(
     if edit_prompt is None:
         refuse_unused(OF_EDITS, "without --edit")
     else:
-        refuse_unused_settings(source, find_method(settings.method or REFERENCE).changed(**numbers))
+        refuse_unused_settings(source, source.method(settings, numbers), settings)
 
 
 def look(

@@ -12,7 +12,8 @@ from sflow_jax.commands.options import Chosen, model_options, out_option, refuse
 from sflow_jax.commands.repeat import from_option
 from sflow_jax.commands.sources import ChosenSource, source_options
 from sflow_jax.commands.trial import candidates_table, describe_candidates, save_candidates, trial_options
-from sflow_jax.editing.methods import REFERENCE, Method, find_method
+from sflow_jax.editing.methods import NO_REGION, Method
+from sflow_jax.editing.regions import is_mask_file
 from sflow_jax.errors import SettingError
 from sflow_jax.records import write_record
 from sflow_jax.settings import EditSettings, as_record, check_prompts
@@ -72,8 +73,8 @@ def edit(
     Where a method keeps to a region, region-1.png … show it: white may change. What --try paints is in
     candidates.png.
     """
-    method = find_method(settings.method or REFERENCE).changed(**numbers)
-    refuse_unused_settings(source, method)
+    method = source.method(settings, numbers)
+    refuse_unused_settings(source, method, settings)
     check_prompts([source.prompt, *edits])
     wanted = settings.region or (method.region if any(shape.values()) else None)
     asked = dataclasses.replace(source.sized(settings), region=shaped_region(wanted, shape), method_options=numbers)
@@ -101,12 +102,12 @@ def edit(
         say(f"source and {len(edits)} edits in {out}" if trial is None else f"candidates in {out}")
 
 
-def refuse_unused_settings(source: ChosenSource, method: Method) -> None:
+def refuse_unused_settings(source: ChosenSource, method: Method, settings: EditSettings) -> None:
     """SettingError for options that change nothing with such a source."""
     if source.painted:
         refuse_unused(OF_PHOTOS, "without a photo (--image or --inversion)")
-    elif method.name == REFERENCE:
-        refuse_unused(OF_GENERATED, "on a photo")
+    elif not method.draws and (settings.region in (None, NO_REGION) or is_mask_file(settings.region)):
+        refuse_unused(OF_GENERATED, f"on a photo by method {method.name}")
     if source.stored is not None:
         refuse_unused(OF_INVERTING, "with an inversion, which has its own")
 

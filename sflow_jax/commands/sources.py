@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from sflow_jax.commands.options import options
 from sflow_jax.commands.repeat import explicit, recorded
+from sflow_jax.editing.methods import Method, default_method, find_method
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import open_picture
 from sflow_jax.records import checksum_of, photo_record
 from sflow_jax.results import Inversion, Turn, inversion_file, turn_file
+from sflow_jax.settings import EditSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,11 @@ class ChosenSource:
         """As `StableFlow.edit` takes it."""
         latents = None if self.turn is None else self.turn.latents[0]
         return {"image": self.photo, "inversion": self.stored, "latents": latents}
+
+    def method(self, settings: EditSettings, numbers: Mapping[str, Any]) -> Method:
+        """The method that edits it, with numbers of the user's own."""
+        default = default_method(settings, painted=self.painted, inverted=self.stored is not None)
+        return find_method(settings.method or default).changed(**numbers)
 
     def sized(self, settings: Any) -> Any:
         """Settings with an earlier edit's size."""

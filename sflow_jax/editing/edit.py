@@ -13,8 +13,8 @@ from jaxtyping import Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.editor import Editor, Prompts, inversion_passes
-from sflow_jax.editing.methods import NO_REGION, PHOTO_METHOD, REFERENCE, Method, find_method
-from sflow_jax.editing.regions import RegionRecipe, find_recipe, paste, read_region
+from sflow_jax.editing.methods import NO_REGION, REFERENCE, Method, default_method, find_method
+from sflow_jax.editing.regions import RegionRecipe, find_recipe, is_mask_file, paste, read_region
 from sflow_jax.editing.sources import (
     Source,
     canvas_of_photo,
@@ -34,7 +34,7 @@ from sflow_jax.progress import Progress
 from sflow_jax.records import OWN, checksum_of, photo_record
 from sflow_jax.results import Edit, Inversion, inversion_file
 from sflow_jax.sampling.control import LayerControl
-from sflow_jax.sampling.guidance import BRANCHES
+from sflow_jax.sampling.guidance import BRANCHES, guidance_rows
 from sflow_jax.settings import EditSettings, as_record
 
 logger = logging.getLogger(__name__)
@@ -80,19 +80,24 @@ class Request:
         """The source and its edits."""
         return 1 + len(self.edits)
 
+    def loaded(self) -> "Request":
+        """The same with the inversion itself where its folder was named."""
+        if not isinstance(self.inversion, str | os.PathLike):
+            return self
+        return dataclasses.replace(self, inversion=Inversion.load(self.inversion))
+
 
 def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edit:
     """Edits of one source; see `StableFlow.edit`."""
     record = source_record(request)
-    if isinstance(request.inversion, str | os.PathLike):
-        request = dataclasses.replace(request, inversion=Inversion.load(request.inversion))
+    request = request.loaded()
     asked = request.settings
     method = choose_method(painter, request)
     layers = painter.info.resolve_layers(method.layers)
     scale, branches = guidance_of(method, asked.guidance, request.batch), Branches.of(painter, request.batch, asked)
     branches.on(LayerControl.none(method.steps, 1, painter.layers))
     mask = _asked_region(request, method)
-    canvas = canvas_of_photo(painter, asked, request.image)
+    canvas = canvas_of_photo(painter.info, asked, request.image)
     if request.noise is not None and not request.painted:
         raise SettingError("`noise` is where a painted source begins: it has no effect on other sources")
     noise = checked_noise(painter, asked.seed, request.noise, canvas) if request.painted else None
@@ -138,8 +143,7 @@ def source_record(request: Request) -> dict[str, Any]:
 
 def region_checksum(region: Any) -> str | None:
     """Of a mask's file; None for what is none."""
-    is_file = isinstance(region, os.PathLike) or (isinstance(region, str) and not set("./\\").isdisjoint(region))
-    return checksum_of(region) if is_file else None
+    return checksum_of(region) if is_mask_file(region) else None
 
 
 def edit_record(painter: Painter, edit: Edit, source: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def choose_method(painter: Painter, request: Request) -> Method:
     """The method that was asked for, or the default, with the model's and the user's settings."""
     asked, given = request.settings, request.settings.method
     if given is None:
-        given = REFERENCE if request.painted or _of_the_reference(request) else PHOTO_METHOD
+        given = default_method(asked, painted=request.painted, inverted=request.inversion is not None)
     of_model = model_settings(painter)
     if request.painted:
         defaults = painter.defaults
@@ -182,23 +186,10 @@ def choose_method(painter: Painter, request: Request) -> Method:
     return method.changed(**own)
 
 
-def _of_the_reference(request: Request) -> bool:
-    """Whether a photo's edit asks for what is the reference's: an inversion, layers, nudging or replay."""
-    asked = request.settings
-    return (
-        request.inversion is not None
-        or asked.unnudge
-        or any(setting is not None for setting in (asked.layers, asked.nudge, asked.replay))
-    )
-
-
 def guidance_of(method: Method, guidance: float | Sequence[float] | None, batch: int) -> Float[np.ndarray, " b"]:
     """One a row, the source's first; a single number is the edits', and the source's where the method has none."""
-    values = np.asarray(method.guidance if guidance is None else guidance, np.float32)
-    if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
-        raise SettingError(f"`guidance` must be one number or {batch}, one a row, found {values.tolist()}")
-    rows = np.broadcast_to(values, (batch,)).copy()
-    if values.ndim == 0 and method.source_guidance is not None:
+    rows = guidance_rows(guidance, method.guidance, batch)
+    if np.ndim(guidance) == 0 and method.source_guidance is not None:
         rows[0] = method.source_guidance
     return rows
 
@@ -241,10 +232,10 @@ def _asked_region(request: Request, method: Method) -> Any:
         raise SettingError("`paste` needs `image`, whose own pixels stay outside the region")
     if isinstance(wanted, RegionRecipe):
         return wanted
-    # A text without a dot or a slash is a preset's name; others are files, read now, before anything is computed.
-    if isinstance(wanted, str) and not set("./\\") & set(wanted):
-        return find_recipe(wanted)
-    return open_picture(wanted) if isinstance(wanted, str | os.PathLike) else wanted
+    # A file is read now, before anything is computed.
+    if is_mask_file(wanted):
+        return open_picture(wanted)
+    return find_recipe(wanted) if isinstance(wanted, str) else wanted
 
 
 def _regions(editor: Editor, mask: Any, method: Method) -> Float[np.ndarray, "e r q"] | None:

@@ -17,6 +17,7 @@ from sflow_jax.progress import Progress
 from sflow_jax.records import OWN
 from sflow_jax.results import Generation
 from sflow_jax.sampling.control import LayerControl
+from sflow_jax.sampling.guidance import guidance_rows
 from sflow_jax.settings import GenerationSettings, as_record, check_prompts
 
 
@@ -39,7 +40,7 @@ def generate_pictures(
     conditioning = painter.encode_prompts(prompts)
     if len(prompts) < batch:
         conditioning = conditioning.rows([0] * batch)
-    scale = _guidance(asked.guidance, painter.defaults.guidance, batch)
+    scale = guidance_rows(asked.guidance, painter.defaults.guidance, batch)
     settings = dataclasses.replace(
         asked,
         steps=count,
@@ -81,11 +82,3 @@ def paired(seed: int | Sequence[int], prompts: Sequence[str]) -> tuple[list[int]
             f"{len(seeds)} numbers in `seed` do not go with {len(texts)} prompts: give one of either, or as many"
         )
     return seeds if len(seeds) > 1 else seeds * pictures, texts if len(texts) > 1 else texts * pictures
-
-
-def _guidance(guidance: float | Sequence[float] | None, default: float, batch: int) -> Float[np.ndarray, " b"]:
-    """One float32 a row; SettingError for a wrong number of them."""
-    values = np.asarray(default if guidance is None else guidance, np.float32)
-    if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
-        raise SettingError(f"`guidance` must be one number or {batch}, one a row, found {values.tolist()}")
-    return np.broadcast_to(values, (batch,)).copy()

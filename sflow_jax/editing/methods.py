@@ -10,7 +10,7 @@ from typing import Any
 
 from sflow_jax.errors import SettingError
 from sflow_jax.sampling.solvers import SOLVERS
-from sflow_jax.settings import NUDGE, REPLAYS, check_nudge
+from sflow_jax.settings import NUDGE, REPLAYS, EditSettings, check_nudge
 
 PATHS = ("inverted", "coupled", "noised", "painted")
 NO_REGION, AUTO_REGION = "none", "auto"
@@ -89,6 +89,11 @@ class Method:
     def inverts(self) -> bool:
         """Whether it needs the picture's path to noise."""
         return self.path == "inverted"
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws noise, so that a seed matters."""
+        return not self.inverts or self.region != NO_REGION or SOLVERS[self.inversion].towards_noise
 
     @property
     def left_out(self) -> int:
@@ -200,6 +205,15 @@ def find_method(method: "str | Method", of_model: Mapping[str, Mapping[str, Any]
     if method not in METHODS:
         raise SettingError(f"unknown `method` {method!r}; choose one of {', '.join(METHODS)}")
     return METHODS[method].changed(**(of_model or {}).get(method, {}))
+
+
+def default_method(asked: EditSettings, *, painted: bool, inverted: bool) -> str:
+    """What edits where no method is named: the reference, but of photos only what asks for something of its own.
+
+    painted: whether the model paints the source. inverted: whether an inversion stands for it.
+    """
+    own = inverted or asked.unnudge or any(x is not None for x in (asked.layers, asked.nudge, asked.replay))
+    return REFERENCE if painted or own else PHOTO_METHOD
 
 
 def describe_methods() -> list[tuple[str, str, str, str]]:

@@ -23,6 +23,11 @@ BORDER = "nearest"
 WHITE = 0.5
 
 
+def is_mask_file(region: Any) -> bool:
+    """Whether a region is a file: a text without a dot or a slash is a preset's name."""
+    return isinstance(region, os.PathLike) or (isinstance(region, str) and not set("./\\").isdisjoint(region))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionRecipe:
     """How the difference of both velocities becomes a region.

@@ -26,6 +26,7 @@ from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solvers import find_solver
 from sflow_jax.settings import NUDGE, OWN_SHAPE, InversionSettings, PhotoSettings, as_record
+from sflow_jax.storage.checkpoint import ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,10 @@ def model_settings(painter: Painter) -> dict[str, dict[str, Any]]:
     return {"reference": of_reference} | dict(painter.family.method_settings(painter.info.configs))
 
 
-def canvas_of_photo(painter: Painter, asked: PhotoSettings, image: Picture | None) -> Canvas:
+def canvas_of_photo(info: ModelInfo, asked: PhotoSettings, image: Picture | None) -> Canvas:
     """The size that a photo is painted in (opened for its own shape), or that settings ask for without one."""
     own = asked.size == OWN_SHAPE and asked.height is None and asked.width is None
-    return painter.info.canvas_of(asked, open_picture(image).size if own and image is not None else None)
+    return info.canvas_of(asked, open_picture(image).size if own and image is not None else None)
 
 
 def invert_picture(
@@ -87,7 +88,7 @@ def invert_picture(
     }
     find_solver(wanted["solver"])
     branches = Branches.of(painter, 1, asked)
-    canvas = canvas_of_photo(painter, asked, image)
+    canvas = canvas_of_photo(painter.info, asked, image)
     conditioning = painter.encode_prompts([prompt])
     inversion = invert_latents(
         painter,

@@ -107,6 +107,20 @@ def caption_cases(file: epath.PathLike, lines: Sequence[Captioned]) -> tuple[Cas
     return tuple(cases)
 
 
+def record_of_lines(name: str, cases: Sequence[Case], networks: Networks) -> dict[str, Any]:
+    """What a benchmark of such lines is: a digest of pictures and captions, and the networks."""
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(json.dumps([case.prompt, case.edits]).encode())
+        digest.update(case.picture.read_bytes())
+    return {
+        "benchmark": name,
+        "pictures": sum(len(case.edits) for case in cases),
+        "lines": digest.hexdigest()[:16],
+        **networks.record(),
+    }
+
+
 class CaptionBench:
     """Pictures with captions; lines of one picture and source caption are edited together."""
 
@@ -131,16 +145,7 @@ class CaptionBench:
 
     def record(self) -> dict[str, Any]:
         """A digest of pictures and captions, and the networks."""
-        digest = hashlib.sha256()
-        for case in self.cases:
-            digest.update(json.dumps([case.prompt, case.edits]).encode())
-            digest.update(case.picture.read_bytes())
-        return {
-            "benchmark": self.name,
-            "pictures": sum(len(case.edits) for case in self.cases),
-            "lines": digest.hexdigest()[:16],
-            **self.networks.record(),
-        }
+        return record_of_lines(self.name, self.cases, self.networks)
 
     def keep(
         self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]

@@ -12,12 +12,12 @@ from sflow_jax.evaluation.cases import Benchmark
 from sflow_jax.evaluation.layers import ALONE, LayersAlone
 from sflow_jax.evaluation.methods import AUTOENCODER
 from sflow_jax.evaluation.summary import MethodSummary, Summary
-from sflow_jax.vitality.charts import COLOURS, LAYER_WIDTH, LEAST_WIDTH, MANY_LAYERS, STYLE
+from sflow_jax.vitality.charts import COLOURS, STYLE, layers_width, tick_size
 
 # Inches.
 SIZE = (6.4, 3.8)
 LABEL_SHIFT = (5, 4)
-PANEL_HEIGHT, SMALL_TICKS = 1.6, 6.5
+PANEL_HEIGHT = 1.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +100,7 @@ def layers_chart(alone: LayersAlone) -> Figure:
     layers, known = alone.layers, any(not np.isnan(layer.vitality) for layer in alone.layers)
     panels = [(f"gained: {alone.kept}", "gained", "kind-1"), (f"lost: {alone.success}", "lost", "kind-2")]
     panels += [("vitality", "vitality", "muted")] if known else []
-    figure = Figure(
-        (max(LEAST_WIDTH, 1 + LAYER_WIDTH * len(layers)), PANEL_HEIGHT * len(panels)), layout="constrained"
-    )
+    figure = Figure((layers_width(len(layers)), PANEL_HEIGHT * len(panels)), layout="constrained")
     for axes, (title, name, colour) in zip(figure.subplots(len(panels), sharex=True), panels):
         at = np.arange(len(layers))
         axes.bar(at, [getattr(layer, name) for layer in layers], 0.8, color=COLOURS[colour])
@@ -113,8 +111,7 @@ def layers_chart(alone: LayersAlone) -> Figure:
         axes.set_title(title, loc="left", fontsize=9)
         axes.grid(axis="y", linewidth=0.6)
         axes.tick_params(length=0)
-    size = SMALL_TICKS if len(layers) >= MANY_LAYERS else 9
-    axes.set_xticks(at, [str(layer.layer) for layer in layers], fontsize=size)
+    axes.set_xticks(at, [str(layer.layer) for layer in layers], fontsize=tick_size(len(layers)))
     axes.set_xlabel("the only layer that injects")
     return figure
 

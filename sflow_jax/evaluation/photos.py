@@ -4,8 +4,6 @@ The region is the automatic one (`StableFlow.region`), the same for all methods 
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +11,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, UInt8
 
-from sflow_jax.evaluation.captions import Captioned, caption_cases
+from sflow_jax.evaluation.captions import Captioned, caption_cases, record_of_lines
 from sflow_jax.evaluation.cases import Axis, Case, Column, Scores
 from sflow_jax.evaluation.networks import Networks
-from sflow_jax.measures.metrics import MOST_PSNR, cosine_similarity, psnr
+from sflow_jax.measures.metrics import bounded_psnr, cosine_similarity
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_unit
 
@@ -61,17 +59,7 @@ class PhotoBench:
 
     def record(self) -> dict[str, Any]:
         """A digest of pictures and captions, the seed of the regions, and the networks."""
-        digest = hashlib.sha256()
-        for case in self.cases:
-            digest.update(json.dumps([case.prompt, case.edits]).encode())
-            digest.update(case.picture.read_bytes())
-        return {
-            "benchmark": self.name,
-            "pictures": sum(len(case.edits) for case in self.cases),
-            "lines": digest.hexdigest()[:16],
-            "region_seed": self.seed,
-            **self.networks.record(),
-        }
+        return {**record_of_lines(self.name, self.cases, self.networks), "region_seed": self.seed}
 
     def keep(
         self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]
@@ -88,7 +76,7 @@ class PhotoBench:
             texts = cosine_similarity(seen, captions).tolist()
         scores: list[Scores] = []
         for image, outside, text in zip(to_unit(pictures), self._outside(case), texts, strict=True):
-            decibels = min(psnr(image[outside], photo[outside]), MOST_PSNR) if outside.any() else float("nan")
+            decibels = bounded_psnr(image[outside], photo[outside]) if outside.any() else float("nan")
             scores.append({"outside_db": decibels, "clip_text": text})
         return scores, [""] * len(pictures)
 

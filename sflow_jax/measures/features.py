@@ -33,12 +33,12 @@ from sflow_jax.storage.checkpoint import (
     check_format,
     check_networks,
     restore_network,
-    signed,
     verify_signature,
     verify_small,
 )
+from sflow_jax.storage.checksums import signed
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
-from sflow_jax.typed import Name, parse_json, typed
+from sflow_jax.typed import Name, parse_json, typed, typed_whole
 
 FORMAT = 1
 INFO_FILE = "features.json"
@@ -55,7 +55,7 @@ class StoredFeatures(msgspec.Struct):
     format: int
     kind: Literal["dinov2", "clip"]
     config: dict[str, Any]
-    preprocessing: Preprocessing
+    preprocessing: dict[str, Any]
     dtype: Literal["float32", "float16", "bfloat16"]
     source_digests: dict[Name, Name] = {}
 
@@ -110,8 +110,9 @@ class FeaturesInfo:
             content = parse_json(text, dict[str, Any])
             check_format(content, (FORMAT,), "features")
             stored = typed(content, StoredFeatures)
-            config = typed(stored.config, CONFIGS[stored.kind])
-            return cls(stored.kind, config, stored.preprocessing, stored.dtype, stored.source_digests)
+            config = typed_whole(stored.config, CONFIGS[stored.kind])
+            preprocessing = typed_whole(stored.preprocessing, Preprocessing)
+            return cls(stored.kind, config, preprocessing, stored.dtype, stored.source_digests)
         except CheckpointError:
             raise
         except ValueError as error:

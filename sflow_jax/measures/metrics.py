@@ -21,6 +21,11 @@ def psnr(image: Float[np.ndarray, "*any 3"], reference: Float[np.ndarray, "*any 
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
+def bounded_psnr(image: Float[np.ndarray, "*any 3"], reference: Float[np.ndarray, "*any 3"]) -> float:
+    """`psnr`, at most `MOST_PSNR`, so that equal pictures do not make means infinite."""
+    return min(psnr(image, reference), MOST_PSNR)
+
+
 def cosine_similarity(
     features: Float[np.ndarray, "n d"], others: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, " n"]:

@@ -22,7 +22,7 @@ class SharedWork:
 
     measure: does one batch (its units, an array) and returns the part to be kept; the units are kept with it.
     enter: takes a finished part, whoever did it. report: called with the number of units that were just finished,
-    and a note.
+    and a note. names: arrays that every part has; what lacks one is no part.
     """
 
     folder: RunFolder
@@ -30,6 +30,7 @@ class SharedWork:
     measure: Callable[[np.ndarray], Part]
     enter: Callable[[Part], None]
     report: Callable[[int, str], None]
+    names: tuple[str, ...] = ()
 
     def do_share(self, name: str, batches: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Do this worker's share of a round's batches that are not there yet; those that are left to others."""
@@ -64,7 +65,7 @@ class SharedWork:
         for number, units in batches.items():
             file = files.get(f"{name}-{number:06d}")
             part = None if file is None else self.folder.load(file)
-            if part is None or not np.array_equal(part["units"], units):
+            if part is None or not part.keys() >= {*self.names} or not np.array_equal(part.get("units"), units):
                 missing[number] = units
             else:
                 self.enter(part)

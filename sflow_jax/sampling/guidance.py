@@ -6,7 +6,7 @@ evaluated by itself in the steps of its window: the prompt's, some layers bypass
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -15,11 +15,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.errors import SettingError
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.models.interventions import Interventions
 
 Tree = TypeVar("Tree")
 BRANCHES = 2
+
+
+def guidance_rows(guidance: float | Sequence[float] | None, default: float, batch: int) -> Float[np.ndarray, " b"]:
+    """One float32 a row, a single number for all of them; SettingError for a wrong number of them."""
+    values = np.asarray(default if guidance is None else guidance, np.float32)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
+        raise SettingError(f"`guidance` must be one number or {batch}, one a row, found {values.tolist()}")
+    return np.broadcast_to(values, (batch,)).copy()
 
 
 def interleave(conditioning: Conditioning, negative: Conditioning, groups: int) -> Conditioning:

@@ -39,11 +39,11 @@ from sflow_jax.settings import (
     Placement,
     parse_size,
 )
-from sflow_jax.storage.checksums import read_checksums, text_digest, verify
+from sflow_jax.storage.checksums import read_checksums, signed, text_digest, unsigned, verify
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes, read_json, to_json, write_whole
 from sflow_jax.storage.paths import absolute
 from sflow_jax.storage.placement import place_network, placement_of, places_of, staging
-from sflow_jax.typed import Count, Name, Side, parse_json, typed
+from sflow_jax.typed import Count, Name, Side, parse_json, typed, typed_whole
 
 FORMAT = 2
 # The first format knew FLUX.1 alone, and called its variant the family.
@@ -53,7 +53,6 @@ SCHEDULER_FILE = "scheduler/scheduler_config.json"
 # Bytes of a stored piece: what a device reads beside its own slices, and unpacks at once.
 CHUNK = 32 << 20
 # Of a JSON file, the checksum of all else in it.
-SIGNATURE = "checksum"
 # Bytes of a checkpoint that is compared with its checksums whenever it is loaded.
 SMALL = 1 << 28
 
@@ -256,26 +255,23 @@ def _fields(stored: StoredInfo) -> dict[str, Any]:
     if set(stored.configs) - set(family.networks) or not set(stored.configs) >= {"transformer", "autoencoder"}:
         raise ValueError(f"its networks are {', '.join(stored.configs)}, not {', '.join(family.networks)}")
     fields["configs"] = configs = {
-        name: typed(config, family.networks[name].config) for name, config in stored.configs.items()
+        name: typed_whole(config, family.networks[name].config) for name, config in stored.configs.items()
     }
+    variants = {model.variant for model in family.published.values()}
+    if variants and fields["variant"] not in variants:
+        raise ValueError(f"variant {fields['variant']!r} is none of {', '.join(sorted(variants))}")
     if stored.vital_layers is not None:
         check_layers(stored.vital_layers, family.layers(configs))
     return fields
 
 
-def signed(content: dict[str, Any]) -> str:
-    """JSON text with a checksum of everything else in it."""
-    # Through text, so that tuples and arrays are what they will be when read.
-    plain = parse_json(to_json(content), dict[str, Any])
-    return to_json({**plain, SIGNATURE: text_digest(to_json(plain))})
-
-
 def verify_signature(file: epath.Path) -> None:
     """CheckpointError where a signed file was changed since it was written (older ones have no checksum)."""
     content = read_json(file, dict[str, Any], CheckpointError, "convert the source again")
-    signature = content.pop(SIGNATURE, None)
-    if signature is not None and signature != text_digest(to_json(content)):
-        raise CheckpointError(f"{file} was changed since it was written; if on purpose, remove its {SIGNATURE!r}")
+    try:
+        unsigned(content)
+    except ValueError as error:
+        raise CheckpointError(f"{file} {error}") from error
 
 
 def check_format(content: dict[str, Any], readable: tuple[int, ...], what: str) -> None:
@@ -393,6 +389,15 @@ def _processes(places: Mapping[str, Sharding]) -> ocp.options.MultiprocessingOpt
     )
 
 
+def _check_shapes(stored: Any, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """ValueError where an item's arrays are not those of its config, before any is read."""
+    for path, leaf in wanted.items():
+        if path not in stored:
+            raise ValueError(f"it has no {path}")
+        if tuple(stored[path].shape) != leaf.shape:
+            raise ValueError(f"{path} is {list(stored[path].shape)}, and {list(leaf.shape)} by {INFO_FILE}")
+
+
 def restore_network(
     folder: epath.PathLike, name: str, module: nnx.Module, dtype: DTypeLike, places: Mapping[str, Sharding]
 ) -> nnx.Module:
@@ -410,6 +415,7 @@ def restore_network(
         with ocp.StandardCheckpointer(
             multiprocessing_options=_processes(places), restore_concurrent_gb=_at_once(wanted)
         ) as checkpointer:
+            _check_shapes(checkpointer.metadata(item).item_metadata, wanted)
             arrays = checkpointer.restore(item, wanted)
     except jax.errors.JaxRuntimeError:
         raise

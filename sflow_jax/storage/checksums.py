@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import xxhash
@@ -10,10 +10,13 @@ from etils import epath
 
 from sflow_jax.storage.files import read_json, to_json, write_whole
 from sflow_jax.storage.paths import list_folder
+from sflow_jax.typed import parse_json
 
 CHECKSUMS_FILE = "checksums.json"
 ALGORITHM = "xxh3_128"
 BLOCK = 1 << 24
+# What a short file calls the checksum of everything else in it.
+SIGNATURE = "checksum"
 
 
 class Written(msgspec.Struct):
@@ -95,3 +98,18 @@ def verify(folder: epath.PathLike, error: type[ValueError], progress: Callable[[
 def text_digest(text: str) -> str:
     """sha256 of a text, 16 hex digits: for short files that hold their own checksum."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def signed(content: dict[str, Any]) -> str:
+    """JSON text with a checksum of everything else in it."""
+    # Through text, so that tuples and arrays are what they will be when read.
+    plain = parse_json(to_json(content), dict[str, Any])
+    return to_json({**plain, SIGNATURE: text_digest(to_json(plain))})
+
+
+def unsigned(content: dict[str, Any]) -> dict[str, Any]:
+    """The content without its checksum, where it has one; ValueError where it was changed since."""
+    plain = {name: value for name, value in content.items() if name != SIGNATURE}
+    if content.get(SIGNATURE, expected := text_digest(to_json(plain))) != expected:
+        raise ValueError(f"was changed since it was written; if on purpose, remove its {SIGNATURE!r}")
+    return plain

@@ -57,7 +57,7 @@ STYLE.pop("backend", None)
 LAYER_WIDTH, LEAST_WIDTH, MARGINS = 0.16, 5.2, 1.0
 HEIGHT, WINDOW_HEIGHT = 3.0, 0.3
 # From so many layers on, a heat map's cells hold no numbers, and the layers' own are small.
-MANY_CELLS, MANY_LAYERS = 16, 25
+MANY_CELLS, MANY_LAYERS, SMALL_TICKS = 16, 25, 6.5
 PNG_DPI = 200
 KIND_COLOURS = 2
 # Characters. Of a path the end says most.
@@ -87,7 +87,7 @@ def windows_chart(summary: Summary) -> Figure:
     values = np.full((len(windows), len(layers)), np.nan)
     for score in summary.windows:
         values[windows.index((score.first, score.last)), layers.index(score.layers[0])] = score.vitality
-    figure = Figure((_width(len(layers)), MARGINS + WINDOW_HEIGHT * len(windows)), layout="constrained")
+    figure = Figure((layers_width(len(layers)), MARGINS + WINDOW_HEIGHT * len(windows)), layout="constrained")
     axes = figure.add_subplot()
     top = np.nanmax(values, initial=0.0) or 1.0
     known = np.ma.masked_invalid(values)
@@ -159,12 +159,18 @@ def _numbers(summary: Summary) -> list[int]:
     return sorted(score.layers[0] for score in summary.layers)
 
 
-def _width(layers: int) -> float:
-    return max(LEAST_WIDTH, MARGINS + LAYER_WIDTH * layers)
+def layers_width(layers: int, each: float = LAYER_WIDTH) -> float:
+    """Inches that a chart of so many layers takes."""
+    return max(LEAST_WIDTH, MARGINS + each * layers)
+
+
+def tick_size(layers: int) -> float:
+    """Points of the layers' numbers."""
+    return SMALL_TICKS if layers >= MANY_LAYERS else 9.0
 
 
 def _stacked(panels: int, layers: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure((_width(layers), panels * HEIGHT), layout="constrained")
+    figure = Figure((layers_width(layers), panels * HEIGHT), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06)
     return figure, list(figure.subplots(panels, squeeze=False)[:, 0])
 
@@ -219,8 +225,7 @@ def _divide_kinds(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
 
 
 def _label_layers(axes: Axes, layers: Sequence[int], vital: Sequence[int], shift: float = 0.0) -> None:
-    size = 6.5 if len(layers) >= MANY_LAYERS else 9
-    axes.set_xticks(np.arange(len(layers)) + shift, list(map(str, layers)), fontsize=size)
+    axes.set_xticks(np.arange(len(layers)) + shift, list(map(str, layers)), fontsize=tick_size(len(layers)))
     for layer, label in zip(layers, axes.get_xticklabels()):
         if layer in vital:
             label.set(fontweight="bold", color=COLOURS["ink"])

@@ -1,6 +1,5 @@
 """Finding a model's vital layers: from settings to a summary and a report in a run folder."""
 
-import hashlib
 import json
 from typing import Any
 
@@ -17,6 +16,7 @@ from sflow_jax.runs.folder import MANIFEST, RunFolder, read_manifest
 from sflow_jax.runs.worker import Worker
 from sflow_jax.settings import EMBEDDED, SweepSettings, check_path
 from sflow_jax.storage.checkpoint import ModelInfo
+from sflow_jax.storage.checksums import text_digest
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.pictures import keeper
@@ -139,8 +139,9 @@ def model_record(painter: Painter) -> dict[str, str]:
     info, quantisation = painter.info, painter.placement.quantisation
     dtype = parameter_dtype(painter.transformer).name + (f", {quantisation}" if quantisation else "")
     source = json.dumps([info.source_digests, dtype], sort_keys=True)
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    return {"model": painter.checkpoint, "family": info.variant, "checkpoint": digest, "dtype": dtype}
+    return {
+        "model": painter.checkpoint, "family": info.variant, "checkpoint": text_digest(source), "dtype": dtype,
+    }  # fmt: skip
 
 
 def costs(folder: RunFolder) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import numpy as np
 
 from sflow_jax.errors import SettingError
+from sflow_jax.settings import MOST_PICTURES
 from sflow_jax.storage.files import read_text
 from sflow_jax.toyworld.scenes import sample_scene
 
@@ -93,9 +94,12 @@ def load_prompts(source: str) -> list[str]:
     if source == TOYWORLD:
         return toyworld_prompts()
     try:
-        lines = [line.strip() for line in re.split("\r\n|\n|\r", read_text(source))]
+        text = read_text(source)
     except (OSError, ValueError) as error:
         raise SettingError(f"cannot read prompts from {source} ({error}); give a text file, or builtin") from error
+    if (count := text.count("\n")) > MOST_PICTURES:
+        raise SettingError(f"{source} has {count:,} prompts; at most {MOST_PICTURES:,} make sense")
+    lines = [line.strip() for line in re.split("\r\n|\n|\r", text)]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise SettingError(f"{source} has no prompts; write one a line")

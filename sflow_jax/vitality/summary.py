@@ -6,7 +6,6 @@ Axes: p prompts, v variants, n layers.
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sflow_jax.settings import MOST_STEPS
+from sflow_jax.storage.checksums import signed, unsigned
 from sflow_jax.typed import Count, Name, parse_json, typed
 from sflow_jax.vitality.scores import (
     MEASURES,
@@ -28,6 +28,8 @@ from sflow_jax.vitality.scores import (
     rank_correlation,
     resampled_means,
 )
+
+NO_SCORES = "this is not a sweep's scores.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,21 +124,25 @@ class Summary:
         return self.kinds[int(np.searchsorted(ends, layer, side="right").clip(max=len(ends) - 1))]
 
     def to_json(self) -> str:
-        """The text of `scores.json`; NaN and infinity as null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + "\n"
+        """The text of `scores.json`, with its own checksum; NaN and infinity as null."""
+        return signed(_plain(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Summary":
-        """Inverse of `to_json`; ValueError where the text is not one."""
+        """Inverse of `to_json`; ValueError where the text is not one, or was changed."""
         try:
-            fields = parse_json(text, dict[str, Any])
+            signed_fields = parse_json(text, dict[str, Any])
+        except ValueError as error:
+            raise ValueError(f"{NO_SCORES} ({error}); finish the sweep again") from error
+        fields = unsigned(signed_fields)
+        try:
             known = {name: _numbers(value) for name, value in fields.items() if name not in ("settings", "halves")}
             halves = None if fields.get("halves") is None else _numbers(fields["halves"])
             settings = _current(typed(fields.get("settings"), dict[str, Any]))
             typed(settings, SweepRecord)
             return typed({**known, "settings": settings, "halves": halves}, cls)
         except ValueError as error:
-            raise ValueError(f"this is not a sweep's scores.json ({error}); finish the sweep again") from error
+            raise ValueError(f"{NO_SCORES} ({error}); finish the sweep again") from error
 
     def to_csv(self) -> str:
         """The text of `scores.csv`: one line a variant."""

@@ -61,7 +61,7 @@ def spent(folder: RunFolder) -> tuple[int, float]:
     for name, file in folder.finished().items():
         if name.startswith("reference"):  # its seconds are in its batch's
             pictures += 1
-        elif (part := folder.load(file)) is not None:
+        elif (part := folder.load(file)) is not None and {"units", "seconds"} <= part.keys():
             pictures += len(part["units"])
             seconds += float(part["seconds"])
     return pictures, seconds
@@ -85,7 +85,9 @@ class Sweep:
         self.painter, self.features, self.plan, self.folder = painter, features, plan, folder
         self.keep, self.progress = keep or (lambda reference, variant, picture: None), progress
         self.done = 0
-        self.shared = SharedWork(folder, worker, lambda units: self._measure(units), self._enter, self._report)
+        self.shared = SharedWork(
+            folder, worker, lambda units: self._measure(units), self._enter, self._report, ("seconds", MEASURES[0])
+        )
         # Neighbouring units share their prompt and reference.
         self.encode = functools.lru_cache(2 * plan.batch)(lambda text: painter.encode_prompts([text]))
         self.known_references: dict[int, dict[str, np.ndarray]] = {}

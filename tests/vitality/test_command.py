@@ -62,6 +62,17 @@ def test_runs_are_compared(finished, tmp_path, capsys):
     assert (tmp_path / "compared" / "comparison.html").exists()
 
 
+def test_changed_scores_are_no_findings(finished, tmp_path, capsys):
+    content = json.loads((finished / "scores.json").read_text())
+    content["choice"]["layers"] = [0]
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    assert run("vital", "--compare", finished, tmp_path) == 2
+    assert "scores.json: was changed since it was written" in capsys.readouterr().err
+    del content["checksum"]
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    assert run("vital", "--compare", finished, tmp_path) == 0
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
