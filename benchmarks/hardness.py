@@ -19,13 +19,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
-from hardness import checkpoints, layouts, pictures, places, runs, settings, sources, tokenizers, weights, world
+from hardness import (
+    checkpoints,
+    kills,
+    layouts,
+    pictures,
+    places,
+    runs,
+    settings,
+    sources,
+    tokenizers,
+    weights,
+    world,
+)
 from hardness.cases import REFUSE, Case, shown
 from hardness.judge import FAILURES, HANDLED, judge, messages
 from hardness.runner import Ended, run_cases, run_command, warm_up
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MODULES = (settings, pictures, sources, weights, layouts, tokenizers, checkpoints, runs, places)
+MODULES = (settings, pictures, sources, weights, layouts, tokenizers, checkpoints, runs, places, kills)
 HEADINGS = {
     "traceback": "tracebacks",
     "silent": "silent",
@@ -93,6 +105,19 @@ def table(rows: Iterable[tuple[Case, str]]) -> Iterator[str]:
     for category, verdicts in [*counts.items(), ("all", total)]:
         cells = [sum(verdicts.values()), verdicts[HANDLED], *(verdicts[x] for x in FAILURES)]
         yield f"| {category} | " + " | ".join(str(cell) if cell else "" for cell in cells) + " |"
+
+
+def formats(rows: Iterable[tuple[Case, str]]) -> Iterator[str]:
+    """Lines of a Markdown table: picture formats × what of each is read right, or is not."""
+    read: dict[str, list[str]] = defaultdict(list)
+    for case, verdict in rows:
+        if case.name.startswith("picture/"):
+            name, _, mode = case.name.removeprefix("picture/").partition(" ")
+            read[name].append((mode or "colour") + ("" if verdict == HANDLED else f" (**{verdict}**)"))
+    yield "| format | read as it should be |"
+    yield "| --- | --- |"
+    for name, modes in sorted(read.items()):
+        yield f"| {name} | {', '.join(modes)} |"
 
 
 def account(case: Case, verdict: str, happened: str, ended: Ended) -> dict:
@@ -165,12 +190,12 @@ def main(
         # Whoever a case runs as must reach it.
         place.chmod(0o755)
         rows, faults = run_all(chosen, place, shared or place / "world", jobs, list_failures)
-    lines = list(table((case, verdict) for case, verdict in rows))
+    lines = list(table(rows))
     click.echo("\n".join(lines))
     if failures is not None:
         failures.write_text(json.dumps(faults, indent=1, ensure_ascii=True) + "\n")
     if out is not None or whole:
-        write_table(out or RESULTS / "hardness.md", seed, lines)
+        write_table(out or RESULTS / "hardness.md", seed, lines, formats(rows))
     sys.exit(1 if faults else 0)
 
 
@@ -206,8 +231,8 @@ def run_all(
     ]
 
 
-def write_table(file: Path, seed: int, lines: list[str]) -> None:
-    """The table with what made it."""
+def write_table(file: Path, seed: int, lines: Iterable[str], pictures: Iterable[str]) -> None:
+    """Both tables with what made them."""
     text = [
         "# Bad inputs",
         "",
@@ -216,6 +241,12 @@ def write_table(file: Path, seed: int, lines: list[str]) -> None:
         "is fine.",
         "",
         *lines,
+        "",
+        "## Pictures",
+        "",
+        "Levels are compared with those that Pillow and littlecms compute in another way.",
+        "",
+        *pictures,
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(text) + "\n")

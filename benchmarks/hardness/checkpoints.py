@@ -208,7 +208,8 @@ def file_cases() -> Iterator[Case]:
             name=f"files/a folder called {name}",
             category=FILES,
             steps=(generate(model=f"./{name}"),),
-            expects=ACCEPT,
+            # Orbax takes it for a pattern.
+            expects=REFUSE if "**" in name else ACCEPT,
             prepare=lambda box, name=name: box.copy("converted", name),
             needs=("converted", "painted"),
             check=unchanged_picture,

@@ -219,7 +219,8 @@ def _more_edits(box: Box) -> None:
 
 def _two_pictures(box: Box) -> str | None:
     names = sorted(path.name for path in (box.work / "out").iterdir())
-    return None if names == ["edit-1.png", "edit.json", "grid.png", "source.png"] else f"the folder has {names}"
+    right = ["edit-1.png", "edit.json", "grid.png", "latents.safetensors", "source.png"]
+    return None if names == right else f"the folder has {names}"
 
 
 def destination_cases() -> Iterator[Case]:

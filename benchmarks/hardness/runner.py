@@ -24,6 +24,7 @@ import tty
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hardness.cases import Box, Case, Step
 
@@ -202,7 +203,7 @@ def _child(case: Case, box: Box, ends: tuple[int, int] | None, watched: bool) ->
         tempfile.tempdir = None
         os.chdir(box.work)
         case.prepare(box)
-        _execute(case.setup, box)
+        _execute(case.setup, box.names)
         if watched:
             (box.root / "before.json").write_text(json.dumps(snapshot(box.root)))
         ready = json.dumps({"time": time.monotonic(), "resident": _resident(os.getpid())})
@@ -229,7 +230,7 @@ def _run_steps(case: Case, box: Box) -> dict:
     """Exit codes until one fails, and what the check says after the last."""
     codes: list[int] = []
     for step in case.steps:
-        codes.append(_run_step(step, box))
+        codes.append(run_step(step, box.names))
         if codes[-1]:
             break
     fault = None
@@ -241,11 +242,11 @@ def _run_steps(case: Case, box: Box) -> dict:
     return {"codes": codes, "fault": fault}
 
 
-def _run_step(step: Step, box: Box) -> int:
-    """One command in this process, as its script would run it."""
+def run_step(step: Step, names: dict[str, Any]) -> int:
+    """One command in this process, as its script would run it; its exit code."""
     program, *arguments = step
     if program == "python":
-        return _python(arguments[0], box)
+        return _python(arguments[0], names)
     entry = importlib.import_module(f"sflow_jax.commands.{'main' if program == 'sflow' else 'convert'}").main
     sys.argv = [program, *arguments]
     try:
@@ -261,10 +262,10 @@ def _run_step(step: Step, box: Box) -> int:
     return 0
 
 
-def _python(text: str, box: Box) -> int:
+def _python(text: str, names: dict[str, Any]) -> int:
     """A call of the library: errors of a user's making are ValueError, or TypeError for another type."""
     try:
-        _execute(text, box)
+        _execute(text, names)
     except (ValueError, TypeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         by_hand = isinstance(error, ValueError) or "raise " in (frames[-1].line or "")
@@ -274,7 +275,7 @@ def _python(text: str, box: Box) -> int:
         traceback.print_exc()
         return 1
     except AssertionError as error:
-        box.names["fault"] = str(error)
+        names["fault"] = str(error)
         print(f"wrong result: {error}", file=sys.stderr)
         return 3
     except BaseException:
@@ -283,9 +284,9 @@ def _python(text: str, box: Box) -> int:
     return 0
 
 
-def _execute(text: str, box: Box) -> None:
+def _execute(text: str, names: dict[str, Any]) -> None:
     if text:
-        exec(compile(text, "case", "exec"), box.names)
+        exec(compile(text, "case", "exec"), names)
 
 
 def _redirect(root: Path, ends: tuple[int, int] | None) -> None:
