@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from sflow_jax.evaluation.cases import Benchmark
 
 # What only some benchmarks use.
-OF_SCENES, OF_FILES = ("scenes",), ("features", "clip", "clip_tokenizer", "lpips")
+OF_SCENES, OF_FILES = ("scenes", "turns"), ("features", "clip", "clip_tokenizer", "lpips")
 
 
 @click.command(
     cls=Command,
     epilog="""
     sflow evaluate -m toyworld --known-answers --scenes 12 --methods reference,none --out known
+
+    sflow evaluate -m toyworld --known-answers --turns 4 --methods coupled,uniinv --out drift
 
     sflow evaluate -m checkpoints/flux-dev --pie PIE-Bench_v1 --clip checkpoints/clip --worker 3/8 --out gs://bucket/pie
 
@@ -84,7 +86,7 @@ def draw(folder: str, settings: EvaluationSettings) -> None:
     """Draw a set in PIE-Bench's layout."""
     from sflow_jax.evaluation.drawn_pie import draw_pie
 
-    refuse_unused(("model", "out", "methods", "limit", "steps", "guidance", "worker"), "with --draw-pie")
+    refuse_unused(("model", "out", "methods", "limit", "steps", "guidance", "turns", "worker"), "with --draw-pie")
     say(f"{draw_pie(folder, settings.scenes, settings.seed)} pictures in {folder}")
 
 
@@ -147,4 +149,5 @@ def open_benchmark(chosen: Chosen, files: dict[str, str | None], settings: Evalu
     if photos:
         lines = read_captions(photos)[: settings.limit]
         return PhotoBench.of(photos, lines, canvas, load_networks(settings, chosen.model, info), settings.seed)
-    return KnownAnswers.on(canvas, min(settings.scenes, settings.limit or settings.scenes), settings.seed)
+    scenes = min(settings.scenes, settings.limit or settings.scenes)
+    return KnownAnswers.on(canvas, scenes, settings.seed, settings.turns)

@@ -24,7 +24,7 @@ class Case:
 
     name: unique in its benchmark. picture: uint8 or a file. prompt: what it shows. edits: what each edit shows.
     groups: the family of each edit, by which results are also told. answers: the right answers [edits, y, x, 3],
-    where they are known.
+    where they are known. chained: whether each edit begins at the last one's result, instead of at the picture.
     """
 
     name: str
@@ -33,6 +33,13 @@ class Case:
     edits: tuple[str, ...]
     groups: tuple[str, ...]
     answers: UInt8[np.ndarray, "edits y x 3"] | None = None
+    chained: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the source of each edit shows."""
+        before = (self.prompt, *self.edits[:-1])
+        return before if self.chained else (self.prompt,) * len(self.edits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,33 +10,38 @@ from jaxtyping import UInt8
 
 from sflow_jax.errors import SettingError
 from sflow_jax.evaluation.cases import Axis, Case, Column, Scores
-from sflow_jax.measures.metrics import MOST_PSNR, psnr
+from sflow_jax.measures.metrics import bounded_psnr
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import to_unit
-from sflow_jax.toyworld.edits import Edit, sample_edits
+from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit, sample_edits, sample_turns
 from sflow_jax.toyworld.reader import AttributeReader
 
 # Beside the seed and a scene's number, so that no other part of the package draws the same scenes.
 STREAM = 0x5E1F
 
 
-def scene_edits(seed: int, number: int) -> tuple[Edit, ...]:
-    """One edit a family of a scene that training never saw; the same for a seed and number always."""
-    return sample_edits(np.random.default_rng([STREAM, seed, number]))
+def scene_edits(seed: int, number: int, turns: int = 1) -> tuple[Edit, ...]:
+    """One edit a family of a scene that training never saw, or some in a row; the same for the numbers always."""
+    draw = np.random.default_rng([STREAM, seed, number])
+    return sample_edits(draw) if turns == 1 else sample_turns(draw, turns)
 
 
 @dataclasses.dataclass(frozen=True)
 class KnownAnswers:
-    """`scenes` drawn scenes, each edited once a family. size: of the pictures, pixels a side."""
+    """`scenes` drawn scenes, each edited once a family. size: of the pictures, pixels a side.
+
+    turns: instead, so many edits in a row, each of the last one's result. SettingError for more than families.
+    """
 
     scenes: int
     seed: int
     size: int
+    turns: int = 1
 
     name = "known answers of the embedded world"
     notes = (
         "happened: the attribute reader sees what the edit asks for; lost: other attributes that it sees changed",
-        "dB outside: against the drawing, on pixels that the edit leaves alone",
+        "dB outside: against what was right before the edit, on pixels that it leaves alone",
     )
     share = "happened"
     columns = (
@@ -47,19 +52,23 @@ class KnownAnswers:
     )
     chart = (Axis("happened", "edits that happened"), Axis("outside_db", "PSNR outside the edit (dB)"))
 
+    def __post_init__(self) -> None:
+        if self.turns > len(EDIT_FAMILIES):
+            raise SettingError(f"`turns` must be at most {len(EDIT_FAMILIES)}, one a family, found {self.turns}")
+
     @classmethod
-    def on(cls, canvas: Canvas, scenes: int, seed: int) -> "KnownAnswers":
+    def on(cls, canvas: Canvas, scenes: int, seed: int, turns: int = 1) -> "KnownAnswers":
         """For a model's canvas; SettingError unless it is square."""
         if canvas.height != canvas.width:
             raise SettingError(
                 f"drawn scenes are square: `height` and `width` cannot be {canvas.height} and {canvas.width}"
             )
-        return cls(scenes, seed, canvas.height)
+        return cls(scenes, seed, canvas.height, turns)
 
     @functools.cached_property
     def edits(self) -> dict[str, tuple[Edit, ...]]:
         """Name of a case → its edits."""
-        return {f"scene-{number:04d}": scene_edits(self.seed, number) for number in range(self.scenes)}
+        return {f"scene-{number:04d}": scene_edits(self.seed, number, self.turns) for number in range(self.scenes)}
 
     @functools.cached_property
     def cases(self) -> tuple[Case, ...]:
@@ -72,18 +81,21 @@ class KnownAnswers:
         return AttributeReader()
 
     def _case(self, name: str, edits: tuple[Edit, ...]) -> Case:
+        chained = self.turns > 1
         return Case(
             name,
             edits[0].source.draw(self.size),
             edits[0].source_caption,
             tuple(edit.edit_caption for edit in edits),
-            tuple(edit.family for edit in edits),
+            tuple(f"turn {i}" if chained else edit.family for i, edit in enumerate(edits, 1)),
             np.stack([edit.target.draw(self.size) for edit in edits]),
+            chained,
         )
 
     def record(self) -> dict[str, Any]:
         """What the scenes depend on."""
-        return {"benchmark": self.name, "scenes": self.scenes, "seed": self.seed, "size": self.size}
+        own = {"turns": self.turns} if self.turns > 1 else {}
+        return {"benchmark": self.name, "scenes": self.scenes, "seed": self.seed, "size": self.size} | own
 
     def keep(
         self, folder: epath.Path, method: str, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]
@@ -93,17 +105,20 @@ class KnownAnswers:
 
     def score(self, case: Case, pictures: UInt8[np.ndarray, "n y x 3"]) -> tuple[list[Scores], list[str]]:
         """Numbers of every edit, and which other attributes were lost."""
-        images, source = to_unit(pictures), to_unit(case.picture)
+        images = to_unit(pictures)
         scores, remarks = [], []
         for i, (edit, seen) in enumerate(zip(self.edits[case.name], self.reader(images).named, strict=True)):
             happened, lost = read_outcome(edit, seen)
-            outside = ~edit.mask(self.size)
+            # After some turns, the last one's right answer.
+            source, outside = to_unit(edit.source.draw(self.size)), ~edit.mask(self.size)
             scores.append(
                 {
                     "happened": float(happened),
                     "lost": float(len(lost)),
-                    "answer_db": _decibels(images[i], to_unit(case.answers[i])),
-                    "outside_db": _decibels(images[i][outside], source[outside]) if outside.any() else float("nan"),
+                    "answer_db": bounded_psnr(images[i], to_unit(case.answers[i])),
+                    "outside_db": bounded_psnr(images[i][outside], source[outside])
+                    if outside.any()
+                    else float("nan"),
                 }
             )
             remarks.append(", ".join(lost))
@@ -122,8 +137,3 @@ def read_outcome(edit: Edit, seen: dict[str, str]) -> tuple[bool, list[str]]:
     before, after = edit.source.attributes(), edit.target.attributes()
     unchanged = [name for name in before if before[name] == after[name]]
     return seen[edit.attribute] == after[edit.attribute], [name for name in unchanged if seen[name] != before[name]]
-
-
-def _decibels(image: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR, at most what equal pictures have elsewhere too."""
-    return min(psnr(image, reference), MOST_PSNR)

@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -146,26 +146,32 @@ def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> Non
 
 
 def edit_case(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings, seed: int) -> Painted:
-    """All edits of a case by a method, in one batch as far as `edits_at_once` goes."""
+    """All edits of a case by a method, in one batch as far as `edits_at_once` goes; or in a row."""
     asked = {name: getattr(settings, name) for name in ("steps", "guidance", "height", "width")}
     options = {name: value for name, value in asked.items() if value is not None} | method.options
     if method.name is not None:
         options["method"] = method.name
     if method.numbers:
         options["method_options"] = method.numbers
+    # All pictures of a benchmark are of one size.
+    options |= {"size": MODEL_SHAPE, "seed": seed, "edits_at_once": settings.edits_at_once, "progress": False}
     start = time.perf_counter()
-    result = flow.edit(
-        case.prompt,
-        list(case.edits),
-        image=case.picture,
-        # All pictures of a benchmark are of one size.
-        size=MODEL_SHAPE,
-        seed=seed,
-        edits_at_once=settings.edits_at_once,
-        progress=False,
-        **options,
-    )
-    return Painted(to_uint8(result.images[1:]), passes_of(result), time.perf_counter() - start)
+    if case.chained:
+        results = list(_turns(flow, case, options))
+    else:
+        results = [flow.edit(case.prompt, list(case.edits), image=case.picture, **options)]
+    images = np.concatenate([result.images[1:] for result in results])
+    passes = float(np.mean([passes_of(result) for result in results]))
+    return Painted(to_uint8(images), passes, time.perf_counter() - start)
+
+
+def _turns(flow: StableFlow, case: Case, options: dict[str, Any]) -> Iterator[Edit]:
+    """One edit after the other, each of the last one's clean latents."""
+    source = {"image": case.picture}
+    for prompt, wanted in zip(case.sources, case.edits, strict=True):
+        result = flow.edit(prompt, [wanted], **source, **options)
+        source = {"latents": result.clean_latents[1]}
+        yield result
 
 
 def passes_of(result: Edit) -> float:

@@ -66,7 +66,6 @@ def report_page(
 ) -> str:
     """The text of `report.html`."""
     titles, cells = summary.table()
-    rated = any(method.groups for method in summary.methods)
     described = f"Chart of {len(summary.methods)} methods: {benchmark.chart[0].title} by {benchmark.chart[1].title}"
     cases = {case.name: case for case in benchmark.cases}
     return render(
@@ -80,7 +79,7 @@ def report_page(
         chart=inline(to_inline_svg(pareto_chart(benchmark, summary)), described),
         titles=titles,
         cells=cells,
-        groups=summary.group_table() if rated else None,
+        groups=summary.group_tables(),
         alone=[_alone(method) for method in alone],
         worst=[
             (

@@ -110,7 +110,8 @@ class Run:
         self.progress, self.done = progress, 0
         self.methods = {method.label: method for method in methods}
         self.labels = [*self.methods, *([AUTOENCODER] if benchmark.cases[0].answers is not None else [])]
-        self.shared = SharedWork(folder, worker, self._measure, self._enter, self._report)
+        names = ("seconds", "passes", "memory", "remarks", *(f"score_{x.name}" for x in benchmark.columns))
+        self.shared = SharedWork(folder, worker, self._measure, self._enter, self._report, names)
         # (number of a label, number of a case) → its part.
         self.parts: dict[tuple[int, int], Part] = {}
 
@@ -187,7 +188,7 @@ class Run:
             case=case.name,
             number=i,
             group=case.groups[i],
-            prompt=case.prompt,
+            prompt=case.sources[i],
             edit=case.edits[i],
             scores={column.name: float(part[f"score_{column.name}"][i]) for column in self.benchmark.columns},
             remark=str(part["remarks"][i]),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ class MethodSummary:
     """One method over all pictures.
 
     rate: of the benchmark's share; None where it has none. groups: family → its rate. means: column → mean of what
-    is known, NaN where nothing is. passes: mean. seconds: median a picture, so that compiling once does not count.
+    is known, NaN where nothing is. kept: family → mean of what the chart calls preservation. passes: mean. seconds:
+    median a picture, so that compiling once does not count.
     """
 
     method: str
@@ -75,6 +77,7 @@ class MethodSummary:
     rate: Rate | None
     groups: dict[str, Rate]
     means: dict[str, float]
+    kept: dict[str, float]
     passes: float
     seconds: float
 
@@ -88,12 +91,13 @@ class MethodSummary:
 class Summary:
     """An evaluation's results.
 
-    share: the column that is told as a rate, where there is one. notes: what a reader of the table must know.
-    settings: the run's manifest.
+    share: the column that is told as a rate, where there is one. kept: the one that the chart calls preservation.
+    notes: what a reader of the table must know. settings: the run's manifest.
     """
 
     benchmark: str
     share: str | None
+    kept: Column
     notes: tuple[str, ...]
     columns: tuple[Column, ...]
     methods: tuple[MethodSummary, ...]
@@ -133,8 +137,8 @@ class Summary:
             "",
         ]
         lines += markdown_table(*self.table())
-        if any(method.groups for method in self.methods):
-            lines += ["", *markdown_table(*self.group_table())]
+        for table in self.group_tables():
+            lines += ["", *markdown_table(*table)]
         costs = "; ".join(f"{name} {value}" for name, value in self.costs.items())
         return "\n".join([*lines, "", f"Costs: {costs}.", ""])
 
@@ -146,14 +150,20 @@ class Summary:
         titles += [*(column.title for column in shown), "passes", "seconds a picture"]
         return titles, [self._cells(method, shown, rated) for method in self.methods]
 
-    def group_table(self) -> tuple[list[str], list[list[str]]]:
-        """Titles and cells: rates, a line a method and a column a family."""
+    def group_tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Titles and cells, a line a method and a column a family: rates, and how much is kept.
+
+        None where the benchmark has no rates.
+        """
         groups = list(dict.fromkeys(group for method in self.methods for group in method.groups))
-        cells = [
-            [method.method, *(str(method.groups[g]) if g in method.groups else DASH for g in groups)]
-            for method in self.methods
-        ]
-        return ["method", *groups], cells
+        if not groups:
+            return []
+        rates, kept = [], []
+        for method in self.methods:
+            rates.append([method.method, *(str(method.groups.get(group, DASH)) for group in groups)])
+            values = (method.kept.get(group, math.nan) * self.kept.scale for group in groups)
+            kept.append([method.method, *(_number(value, self.kept.digits) for value in values)])
+        return [([f"{self.share} (95 %)", *groups], rates), ([self.kept.title, *groups], kept)]
 
     def _cells(self, method: MethodSummary, shown: Sequence[Column], rated: bool) -> list[str]:
         rate = []
@@ -177,6 +187,7 @@ def summarise(
     return Summary(
         benchmark.name,
         benchmark.share,
+        next(column for column in benchmark.columns if column.name == benchmark.chart[1].column),
         tuple(benchmark.notes),
         benchmark.columns,
         tuple(methods),
@@ -189,20 +200,25 @@ def summarise(
 def _method(benchmark: Benchmark, label: str, rows: Sequence[Row]) -> MethodSummary:
     rate, groups = None, {}
     if benchmark.share is not None:
-        outcomes: dict[str, list[float]] = {}
-        for row in rows:
-            outcomes.setdefault(row.group, []).append(row.scores[benchmark.share])
-        groups = {group: Rate.of(values) for group, values in outcomes.items()}
-        rate = Rate.of([value for values in outcomes.values() for value in values])
+        groups = {group: Rate.of(values) for group, values in _by_group(rows, benchmark.share).items()}
+        rate = Rate.of([row.scores[benchmark.share] for row in rows])
     return MethodSummary(
         method=label,
         pictures=len(rows),
         rate=rate,
         groups=groups,
         means={column.name: _mean([row.scores[column.name] for row in rows]) for column in benchmark.columns},
+        kept={group: _mean(values) for group, values in _by_group(rows, benchmark.chart[1].column).items()},
         passes=_mean([row.passes for row in rows]),
         seconds=float(np.median([row.seconds for row in rows])),
     )
+
+
+def _by_group(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row.group, []).append(row.scores[column])
+    return values
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -81,6 +81,26 @@ def sample_edits(rng: np.random.Generator, split: str = "held-out") -> tuple[Edi
     return tuple(edits)
 
 
+def sample_turns(rng: np.random.Generator, turns: int, split: str = "held-out") -> tuple[Edit, ...]:
+    """Draws edits in a row, each of the last one's right answer and of another family, at most one a family.
+
+    Raises:
+        ValueError: unknown split, or more turns than families.
+    """
+    if not 1 <= turns <= len(_EDITED):
+        raise ValueError(f"there are 1 to {len(_EDITED)} turns, found {turns}")
+    first = sample_edits(rng, split)[0]
+    scene, wording, edits = first.source, Wording.sample(rng), []
+    for family in rng.permutation(EDIT_FAMILIES)[:turns].tolist():
+        shown = scene.attributes()
+        # What is to be added is not there yet; everything else is.
+        fitting = [name for name in _EDITED[family] if (shown[name] == "none") == (family == "add")]
+        attribute = one_of(tuple(fitting), rng)
+        edits.append(_captioned(family, attribute, scene, _target(scene, family, attribute, rng), wording))
+        scene = edits[-1].target
+    return tuple(edits)
+
+
 def _target(source: Scene, family: str, attribute: str, rng: np.random.Generator) -> Scene:
     """The source with another value of an attribute, or without it."""
     current = getattr(source, attribute)

@@ -69,6 +69,32 @@ def test_right_answers_are_right_and_sources_are_not(bench):
         assert max(map(bench.badness, right)) < min(map(bench.badness, unchanged))
 
 
+def test_turns_follow_each_other_and_are_of_other_families():
+    for number in range(20):
+        turns = scene_edits(1, number, 4)
+        assert len({turn.family for turn in turns}) == 4
+        assert [turn.source for turn in turns[1:]] == [turn.target for turn in turns[:-1]]
+    bench = KnownAnswers(1, 1, 64, turns=4)
+    (case,) = bench.cases
+    assert case.sources == (case.prompt, *case.edits[:3]) and case.groups[3] == "turn 4"
+    right, _ = bench.score(case, case.answers)
+    assert [(row["happened"], row["lost"], row["answer_db"]) for row in right] == [(1, 0, 100)] * 4
+    assert min(row["outside_db"] for row in right) > 40
+    with pytest.raises(SettingError, match="turns must be at most 6"):
+        KnownAnswers(1, 0, 64, turns=7)
+
+
+def test_each_turn_begins_where_the_last_one_ended(flow, tmp_path):
+    settings = EvaluationSettings(steps=2, methods="coupled:region=none", scenes=1, turns=2)
+    summary = evaluate(flow, KnownAnswers(1, 0, 64, turns=2), settings, tmp_path / "run", progress=False)
+    first, second = (row for row in summary.rows if row.method != "autoencoder")
+    assert (first.group, second.group, second.prompt) == ("turn 1", "turn 2", first.edit)
+    assert second.scores["outside_db"] < first.scores["outside_db"]
+    rates, kept = summary.group_tables()
+    assert rates[0][1:] == kept[0][1:] == ["turn 1", "turn 2"]
+    assert kept[1][0][1:] == [f"{row.scores['outside_db']:.2f}" for row in (first, second)]
+
+
 def test_what_an_edit_brings_along_is_not_lost():
     edit = next(e for n in range(20) for e in scene_edits(0, n) if e.family == "add" and e.attribute == "object")
     after = edit.target.attributes()
