@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hardness.cases import ACCEPT, Box, Case, Step, generate
+from hardness.cases import ACCEPT, PAINT, Box, Case, Step, generate, unchanged_picture
 from hardness.runner import run_step
 from hardness.settings import COMPILED, EDIT, INVERT, VITAL
 from sflow_jax.storage.checksums import verify
@@ -28,31 +28,33 @@ DRAWN = 5
 # Audit events beside "open".
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink")
 SAVE = ("--top", "1", "--save", "--force")
-# Command → its steps, and the part of the world that it made undisturbed.
+# Command → its steps, and the part of the world that it made undisturbed; of conversions, what the result paints.
 COMMANDS: dict[str, tuple[Step, str]] = {
     "generate": (generate(), "painted"),
     "edit": (EDIT, "edited"),
     "invert": (INVERT, "inverted"),
     "vital": (VITAL, "swept"),
     "vital --save": ((*VITAL, *SAVE), "swept"),
-    "convert": (("sflow-convert", "source", "out"), "plain"),
-    "convert --overwrite": (("sflow-convert", "source", "out", "--overwrite"), "plain"),
+    "convert": (("sflow-convert", "source", "out"), "painted"),
+    "convert --overwrite": (("sflow-convert", "source", "out", "--overwrite"), "painted"),
 }
 
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """All of this file."""
     for name, (step, part) in COMMANDS.items():
+        converts = name.startswith("convert")
+        painting = (("sflow", "generate", "-m", "out", *PAINT),) if converts else ()
         for share in (0.0, *sorted(round(draw.random(), 2) for _ in range(DRAWN)), 1.0):
             yield Case(
                 name=f"killed/{name} at {share:.0%} of its changes",
                 category=KILLED,
-                steps=(("python", f"from hardness.kills import kill; kill({step!r}, {share})"), step),
+                steps=(("python", f"from hardness.kills import kill; kill({step!r}, {share})"), step, *painting),
                 expects=ACCEPT,
                 prepare=_prepared(name),
                 needs=("converted", "source", "dino", "photo.png", "prompts.txt", part, *COMPILED),
                 changes=("out", "converted") if name == "vital --save" else ("out",),
-                check=_as_undisturbed(part),
+                check=_whole_checkpoint if converts else _as_undisturbed(part),
                 seconds=120.0,
             )
 
@@ -122,6 +124,11 @@ def _below(folder: Path, event: str, arguments: tuple[Any, ...]) -> bool:
     return f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(folder)}/")
 
 
+def _whole_checkpoint(box: Box) -> str | None:
+    verify(box.work / "out", ValueError, lambda _: None)
+    return unchanged_picture(box)
+
+
 def _as_undisturbed(part: str) -> Callable[[Box], str | None]:
     """A check that `out` is what the same command wrote into a part of the world."""
 
@@ -130,10 +137,6 @@ def _as_undisturbed(part: str) -> Callable[[Box], str | None]:
         if part == "swept":
             scores = [json.loads((place / "scores.json").read_text())["layers"] for place in places]
             return None if scores[0] == scores[1] else "the scores differ"
-        if part == "plain":
-            files = [json.loads((place / "checksums.json").read_text())["files"].keys() for place in places]
-            count = verify(places[0], ValueError, lambda _: None)
-            return None if files[0] == files[1] and count == len(files[0]) else "the checkpoint differs"
         names = [sorted(str(x.relative_to(place)) for x in place.rglob("*")) for place in places]
         if names[0] != names[1]:
             return f"other files: {sorted({*names[0]} ^ {*names[1]})[:5]}"
