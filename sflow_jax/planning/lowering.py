@@ -1,5 +1,6 @@
 """What a model needs on a mesh, from shapes alone: no weights are read and nothing is allocated."""
 
+import functools
 import math
 
 import jax
@@ -16,7 +17,7 @@ from sflow_jax.sampling.solve import take_step
 from sflow_jax.sampling.solvers import Evaluation
 from sflow_jax.sampling.steps import OPTIONAL, State, Step
 from sflow_jax.settings import Placement
-from sflow_jax.storage.checkpoint import ModelInfo
+from sflow_jax.storage.checkpoint import ModelInfo, abstract
 from sflow_jax.storage.placement import HOST, place_network, placement_of, places_of
 
 GIB = 2**30
@@ -61,10 +62,15 @@ def weight_bytes(info: ModelInfo, placement: Placement) -> dict[str, int]:
 
 def abstract_weights(info: ModelInfo, name: str, placement: Placement) -> nnx.Module:
     """A network of shapes with the places that its parameters have on a mesh."""
-    spec, module = info.family.networks[name], info.abstract_network(name)
+    spec = info.family.networks[name]
+    module = _shapes(spec.build, info.configs[name])
     mine, places = placement_of(spec, placement), places_of(spec, name, module, placement.mesh)
     stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, mine.dtype), module)
     return place_network(stored, places, mine)
+
+
+# A plan asks for the same networks on many meshes, and tracing one takes a second.
+_shapes = functools.cache(abstract)
 
 
 def lower_decode(info: ModelInfo, placement: Placement, canvas: Canvas, pictures: int) -> Lowered:
