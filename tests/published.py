@@ -1,11 +1,9 @@
-"""A small random FLUX in the published layouts, written by diffusers and transformers.
+"""A small random FLUX in the published layouts, written by diffusers and transformers."""
 
-`python tests/published.py FOLDER` writes one to look at.
-"""
-
+import contextlib
 import json
-import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -153,5 +151,14 @@ def write_diffusers(folder: Path, family: str = "dev", shard: str = "20KB") -> P
     return folder
 
 
-if __name__ == "__main__":
-    print(write_diffusers(Path(sys.argv[1])))
+def write_wide(folder: Path) -> Path:
+    """One with eight heads everywhere, so that eight devices can split it."""
+    wider = (
+        (FLUX, {"num_attention_heads": 8, "pooled_projection_dim": 24}),
+        (CLIP, {"hidden_size": 24}),
+        (T5, {"num_heads": 8, "d_ff": 48}),
+    )
+    with contextlib.ExitStack() as changed:
+        for sizes, changes in wider:
+            changed.enter_context(mock.patch.dict(sizes, changes))
+        return write_diffusers(folder)

@@ -18,6 +18,7 @@ def photo_file(photo, tmp_path_factory):
     return path
 
 
+@pytest.mark.quick
 def test_generate(checkpoint, tmp_path):
     out = tmp_path / "new" / "out"
     arguments = (
@@ -91,6 +92,7 @@ def test_info_of_published_models_and_features(tmp_path, capsys):
     assert "dinov2" in capsys.readouterr().out
 
 
+@pytest.mark.quick
 def test_convert_and_info(source_folder, tmp_path, capsys):
     assert run_convert(source_folder, tmp_path / "made", "--dtype", "bfloat16") == 0
     assert run("info", tmp_path / "made") == 0

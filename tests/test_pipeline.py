@@ -29,6 +29,7 @@ def test_chunks_of_a_photo_share_its_inversion(flow, photo):
     np.testing.assert_array_equal(whole.latents[0], inversion.trajectory[0])
 
 
+@pytest.mark.quick
 def test_image_and_its_inversion_give_the_same_edit(flow, photo):
     from_image = flow.edit("a cat", ["a dog"], image=photo, method="reference", **FAST)
     inversion = flow.invert(photo, "a cat", **FAST)
@@ -63,6 +64,7 @@ def test_unnudge_divides_the_latents_before_decoding(flow, photo):
     np.testing.assert_allclose(made.images[0], again[0], atol=1e-4)
 
 
+@pytest.mark.quick
 def test_noise_replaces_the_seed(flow):
     noise = np.zeros((16, 16), np.float32)
     first, second = (flow.generate(["a cat"], noise=noise, seed=seed, **FAST).latents for seed in (0, 1))

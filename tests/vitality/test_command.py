@@ -26,6 +26,7 @@ def finished(arguments, tmp_path_factory):
     return folder
 
 
+@pytest.mark.quick
 def test_a_sweep_leaves_its_findings(finished, capsys):
     names = {file.name for file in finished.iterdir()}
     assert names == {
