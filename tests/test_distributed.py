@@ -2,7 +2,8 @@
 
 import re
 import socket
-import subprocess
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from commandline import run
 from conftest import relative
 from PIL import Image
-from processes import PATIENCE, finish, start
+from processes import PATIENCE, Command, finish, start
 
 from sflow_jax.results import Inversion
 
@@ -23,7 +24,7 @@ def arguments(checkpoint, tmp_path_factory):
     return ("vital", "--model", checkpoint, "--features", "toyworld", "--top", 2, *plan)
 
 
-def start_together(*arguments, count: int, devices: int = 1) -> list[subprocess.Popen]:
+def start_together(*arguments, count: int, devices: int = 1) -> list[Command]:
     """The same command in several processes that know each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -32,17 +33,30 @@ def start_together(*arguments, count: int, devices: int = 1) -> list[subprocess.
     return [start(*arguments, *place, devices=devices) for place in places]
 
 
+@pytest.fixture(scope="module")
+def edit(wide_checkpoint) -> tuple:
+    """An edit of a generated picture."""
+    return ("edit", "-m", wide_checkpoint, "-p", "a red cat", "-e", "a dog", "--layers", "0,3", "--steps", 2)
+
+
+@pytest.fixture(scope="module")
+def alone(edit, tmp_path_factory) -> Path:
+    """What one process paints."""
+    folder = tmp_path_factory.mktemp("alone") / "out"
+    finish([start(*edit, "--out", folder)])
+    return folder
+
+
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_paint_together_what_one_paints(count, wide_checkpoint, tmp_path):
-    """An edit of a generated picture, tensors split over two devices a process and data over processes."""
-    edit = ("edit", "-m", wide_checkpoint, "-p", "a red cat", "-e", "a dog", "--layers", "0,3", "--steps", 2)
+def test_processes_paint_together_what_one_paints(count, edit, alone, tmp_path):
+    """Tensors are split over two devices a process, data over processes."""
     together = start_together(
-        *edit, "--mesh", f"fsdp={count},tensor=2", "--out", tmp_path / "together", count=count, devices=2
+        *edit, "--mesh", f"fsdp={count},tensor=2", "--out", tmp_path / "out", count=count, devices=2
     )
-    told = finish([*together, start(*edit, "--out", tmp_path / "alone")])
-    assert ["source and 1 edits" in said for said in told[:count]] == [True] + [False] * (count - 1)
+    told = finish(together)
+    assert ["source and 1 edits" in said for said in told] == [True] + [False] * (count - 1)
     for name in ("source.png", "edit-1.png"):
-        ours, expected = (np.asarray(Image.open(tmp_path / run / name), float) for run in ("together", "alone"))
+        ours, expected = (np.asarray(Image.open(folder / name), float) for folder in (tmp_path / "out", alone))
         # Rounding to levels may fall either way.
         assert np.abs(ours - expected).max() <= 1 and np.ptp(expected) > 10
 
@@ -75,15 +89,13 @@ def test_two_processes_invert_together(wide_checkpoint, photo, tmp_path):
 def test_a_process_that_dies_ends_the_other(lost, wide_checkpoint, tmp_path):
     edit = ("edit", "-m", wide_checkpoint, "-p", "a cat", "-e", "a dog", "--layers", "0", "--steps", 9000)
     both = start_together(*edit, "--mesh", "tensor=2", "--out", tmp_path / "out", count=2)
-    said = ""
-    while not re.search(r" [1-9]\d*/9000", said):
-        read = both[0].stderr.read(1)
-        assert read, said
-        said += read
+    deadline = time.monotonic() + PATIENCE
+    while not re.search(r" [1-9]\d*/9000", both[0].errors):
+        assert time.monotonic() < deadline and both[0].process.is_alive(), both[0].errors
+        time.sleep(0.02)
     both[lost].kill()
-    _, error = both[1 - lost].communicate(timeout=PATIENCE)
-    both[lost].communicate()
-    assert both[1 - lost].returncode != 0 and not (tmp_path / "out").exists()
+    assert both[1 - lost].wait() != 0 and not (tmp_path / "out").exists()
+    error = both[1 - lost].errors
     # Without the first process, jax may end the others before they can speak.
     clear = "another process was lost" in error and "Traceback" not in error
     assert clear or (lost == 0 and "JAX distributed service detected fatal errors" in error), error

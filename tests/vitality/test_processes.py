@@ -1,33 +1,15 @@
 """Real processes on one run folder: killed at any moment and started again, or several at once."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import PATIENCE, environment, finish, start
+from processes import PATIENCE, finish, start
 
 from sflow_jax.runs.folder import RunFolder, read_manifest
 
-# Imports once, for importing takes longest, then forks a process a command line; tells its number and how it ended.
-FORKER = """
-import json, os, sys
-import sflow_jax.commands.vital, sflow_jax.pipeline, sflow_jax.vitality.report
-from sflow_jax.commands import main
-for line in sys.stdin:
-    if not (child := os.fork()):
-        sys.argv = json.loads(line)
-        main.main()
-        sys.stdout.flush()
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 KILLS = 10
 
 
@@ -56,21 +38,14 @@ def test_killed_at_any_moment_a_sweep_ends_with_the_same_scores(arguments, whole
     folder, rng = tmp_path / "run", np.random.default_rng(0)
     # One while starting up, one while the report is written, the others while pictures are painted.
     moments = [0, *np.sort(rng.integers(0, len(parts(whole)), KILLS - 2)).tolist(), len(parts(whole))]
-    command = json.dumps(["sflow", *arguments, "--out", str(folder)]) + "\n"
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKER],
-        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    ) as forker:  # fmt: skip
-        for moment in moments:
-            forker.stdin.write(command)
-            forker.stdin.flush()
-            child = int(forker.stdout.readline())
-            deadline = time.monotonic() + PATIENCE
-            while len(parts(folder)) < moment and time.monotonic() < deadline:
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.15))
-            os.kill(child, signal.SIGKILL)
-            assert int(forker.stdout.readline()) == -signal.SIGKILL, f"it ended before {moment} parts were there"
+    for moment in moments:
+        command = start(*arguments, "--out", folder)
+        deadline = time.monotonic() + PATIENCE
+        while len(parts(folder)) < moment and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        command.kill()
+        assert command.wait() == -signal.SIGKILL, f"it ended before {moment} parts were there"
     assert not (folder / "scores.json").exists()
     # As a process leaves it that is killed while it writes.
     half = next((folder / "parts").glob("all-*.npz"))
