@@ -146,7 +146,7 @@ def save_trial(
     """Try, and save all candidates; returns their record. about: its part of source, edit and region."""
     shared = {name: getattr(asked, name) for name in SHARED_BY_TRIALS}
     sources = {name: value for name, value in source.of_edit().items() if name != "inversion"}
-    tried = flow.try_edits(source.prompt, about["edits"][0], **sources, **trial, **shared, progress=progress)
+    tried = flow.try_edits(source.prompt, about["edits"][0], **sources, **trial, **shared, progress=shown(progress))
     known = describe_candidates(tried)
     record = {
         "command": "try",
