@@ -4,6 +4,7 @@ Plain numbers that import nothing: `--help` says them too.
 """
 
 import dataclasses
+import functools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ DEFAULTS = {
 }
 
 
+@functools.cache
 def default_texts() -> dict[str, str]:
     """Setting → its default in words: FLUX.1-dev's, then that of others that differ ("28; flux-schnell 4")."""
     texts = {}
