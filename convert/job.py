@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,13 +18,13 @@ from sflow_convert.engine import ConversionError, Read, assemble, check, plan_re
 from sflow_convert.layouts import Network, Source
 from sflow_convert.lora import Changes, Lora, plan_changes
 from sflow_convert.sources import digest
-from tqdm.auto import tqdm
 
 from sflow_jax.models.layers import parameters, with_parameters
+from sflow_jax.progress import counted
 from sflow_jax.sampling.control import check_layers
 from sflow_jax.settings import check_path
 from sflow_jax.storage.checkpoint import INFO_FILE, ModelInfo, abstract, save_info, save_network
-from sflow_jax.storage.checksums import write_checksums
+from sflow_jax.storage.checksums import all_files, write_checksums
 from sflow_jax.storage.folders import new_folder, recover
 from sflow_jax.storage.paths import absolute, is_remote
 from sflow_jax.storage.tokenizers import ADVICE, load_tokenizer
@@ -77,12 +77,12 @@ def write_network(
     network: Network,
     reads_and_shapes: tuple[list[Read], dict],
     dtype: str,
-    bar: tqdm,
+    done: Callable[[int], None],
     changes: Changes | None = None,
 ) -> None:
     """Assemble one network in files of a scratch folder (memory stays free), and save it with Orbax.
 
-    changes: what LoRA files add to it.
+    done: hears the size of every tensor that was read. changes: what LoRA files add to it.
     """
     reads, targets = reads_and_shapes
     # Beside the destination, where there is room; a remote destination leaves the machine's own place.
@@ -95,7 +95,7 @@ def write_network(
 
         def read(source: str, part: tuple[slice, ...] | None) -> np.ndarray:
             array = network.tensors.read(source, part)
-            bar.update(array.size)
+            done(array.size)
             return array
 
         change = (lambda read: None) if changes is None else changes.of
@@ -217,8 +217,9 @@ def convert(
 
 def record_checksums(folder: epath.Path, info_file: str, progress: bool) -> None:
     """Write down what the finished folder holds. info_file: holds its own checksum."""
-    with tqdm(desc="checksums", unit="B", unit_scale=True, disable=not progress) as bar:
-        write_checksums(folder, leave=(info_file,), progress=bar.update)
+    size = sum(path.stat().length for name, path in all_files(folder) if name != info_file)
+    with counted(size, "checksums", progress) as done:
+        write_checksums(folder, leave=(info_file,), progress=done)
 
 
 def check_size(info: ModelInfo) -> None:
@@ -251,8 +252,8 @@ def source_digests(networks: Mapping[str, Network], progress: bool, loras: Seque
     named = {f"{path.parent.name}/{path.name}": path for path in files}
     named |= {f"lora-{number}/{lora}": lora.path for number, lora in enumerate(loras, 1)}
     size = sum(path.stat().st_size for path in named.values())
-    with tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
-        return {name: digest(path, bar.update) for name, path in named.items()}
+    with counted(size, "checking", progress) as done:
+        return {name: digest(path, done) for name, path in named.items()}
 
 
 def write_networks(
@@ -265,9 +266,9 @@ def write_networks(
 ) -> None:
     """Convert one network after the other. changes: what LoRA files add to each."""
     shapes = [shape for network in networks.values() for shape in network.tensors.shapes.values()]
-    with tqdm(total=sum(map(math.prod, shapes)), desc="converting", unit_scale=True, disable=not progress) as bar:
+    with counted(sum(map(math.prod, shapes)), "converting", progress) as done:
         for name, network in networks.items():
-            write_network(folder, name, network, reads[name], dtype, bar, (changes or {}).get(name))
+            write_network(folder, name, network, reads[name], dtype, done, (changes or {}).get(name))
 
 
 def copy_files(source: Path, destination: epath.Path) -> None:

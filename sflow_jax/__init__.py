@@ -4,7 +4,6 @@ The public names; each is imported when it is first used, so that importing the 
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 # Name → the module that has it.
@@ -66,7 +65,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("sflow_jax")
+        from importlib.metadata import version
+
+        return version("sflow_jax")
     if name not in _HOME:
         raise AttributeError(f"module 'sflow_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"sflow_jax.{_HOME[name]}"), name)

@@ -19,6 +19,7 @@ from sflow_jax.catalogue import find_model
 from sflow_jax.errors import SettingError
 from sflow_jax.families.family import Defaults, Family
 from sflow_jax.families.text import TextEncoder
+from sflow_jax.machine.compilation import naming_compilation
 from sflow_jax.machine.meshes import DATA, FSDP, as_mesh, batch_sharding, on_this_host
 from sflow_jax.machine.processes import describe_devices, package_versions
 from sflow_jax.models.conditioning import Conditioning
@@ -30,7 +31,7 @@ from sflow_jax.records import placement_record
 from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import interleave
-from sflow_jax.sampling.solve import Reached, Solve
+from sflow_jax.sampling.solve import Reached, Solve, take_step
 from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Solver
 from sflow_jax.sampling.steps import Blank, Step, denoising_steps, inversion_steps
 from sflow_jax.settings import Placement
@@ -40,6 +41,7 @@ from sflow_jax.storage.tokenizers import load_tokenizer
 
 # Pictures that go through the autoencoder at once: about one megapixel.
 DECODED_PIXELS = 1024 * 1024
+STEP = take_step.__name__
 
 
 @functools.partial(jax.jit, static_argnames="family")
@@ -94,7 +96,9 @@ class Painter:
         self.schedule = info.family.schedule(info.scheduler)
 
     @classmethod
-    def load(cls, checkpoint: epath.PathLike, placement: Placement = Placement()) -> "Painter":
+    def load(
+        cls, checkpoint: epath.PathLike, placement: Placement = Placement(), progress: Progress = ignore
+    ) -> "Painter":
         """Restore a converted checkpoint by its folder or name. Raises CheckpointError."""
         placement = dataclasses.replace(placement, mesh=as_mesh(placement.mesh))
         computed_dtype(placement.dtype)
@@ -103,14 +107,21 @@ class Painter:
         check_networks(folder, info.configs)
         tokenizers = {key: load_tokenizer(folder / place) for key, place in info.tokenizers.items()}
         verify_small(folder)
-        fetch = {}
+        fetch, read = {}, itertools.count()
+
+        def restore(name: str) -> nnx.Module:
+            progress(min(next(read), len(fetch)), len(info.networks), f"loading: {name}")
+            return load_network(folder, info, name, placement)
+
         for name, spec in info.networks.items():
-            restore = functools.partial(load_network, folder, info, name, placement)
             # What waits elsewhere comes first, since moving it off the device again needs room there.
-            fetch[name] = _fetched(restore, placement.text_encoder) if spec.may_wait else restore
+            once = functools.partial(restore, name)
+            fetch[name] = _fetched(once, placement.text_encoder) if spec.may_wait else once
         transformer = fetch["transformer"]()
         prompts = info.family.text_encoder(fetch, tokenizers)
-        return cls(info, transformer, fetch["autoencoder"](), prompts, placement, str(checkpoint))
+        painter = cls(info, transformer, fetch["autoencoder"](), prompts, placement, str(checkpoint))
+        progress(len(fetch), len(fetch), "loading")
+        return painter
 
     def record(self) -> dict[str, Any]:
         """Which model computes, where and how, as results say it."""
@@ -148,9 +159,12 @@ class Painter:
         """Standard normal packed noise of a seed."""
         return draw_noise(seed, canvas.tokens, self.info.channels)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str], progress: Progress = ignore) -> Conditioning:
         """One row a prompt."""
-        return self.prompts.encode(prompts)
+        progress(0, 1, "encoding")
+        rows = self.prompts.encode(prompts)
+        progress(1, 1, "encoding")
+        return rows
 
     def encode_image(self, image: Picture, canvas: Canvas) -> Float[Array, "1 s c"]:
         """Packed, scaled latent mean of a picture (path, PIL image or uint8 array), float32."""
@@ -241,12 +255,13 @@ class Painter:
         path's start, see `sampling.steps`. watch: sees every interval's end before the next one uses it up.
         """
         solve = self._solve(canvas, conditioning, guidance, negative, groups)
-        progress(0, intervals, what)
-        for done, reached in enumerate(solve(latents, path(solve.blank), reference=reference), 1):
-            latents = reached.latents
-            if watch is not None:
-                watch(reached)
-            progress(done, intervals, what)
+        with naming_compilation(progress, STEP) as progress:
+            progress(0, intervals, what)
+            for done, reached in enumerate(solve(latents, path(solve.blank), reference=reference), 1):
+                latents = reached.latents
+                if watch is not None:
+                    watch(reached)
+                progress(done, intervals, what)
         latents = on_this_host(latents)
         if not _all_finite(latents):
             raise SettingError(
@@ -289,14 +304,15 @@ class Painter:
         evaluated = np.array([interval[-1].sigma for interval in intervals], np.float32)
         looks_ahead = any(interval[-1].look_ahead for interval in intervals)
         states, points = [np.asarray(latents)], []
-        progress(0, steps, "inverting")
-        for done, reached in enumerate(solve(latents, intervals, velocity=heading), 1):
-            states.append(jnp.copy(reached.latents))
-            if looks_ahead:
-                points.append(jnp.copy(reached.point))
-            if on_step is not None:
-                on_step(done, states[-1])
-            progress(done, steps, "inverting")
+        with naming_compilation(progress, STEP) as progress:
+            progress(0, steps, "inverting")
+            for done, reached in enumerate(solve(latents, intervals, velocity=heading), 1):
+                states.append(jnp.copy(reached.latents))
+                if looks_ahead:
+                    points.append(jnp.copy(reached.point))
+                if on_step is not None:
+                    on_step(done, states[-1])
+                progress(done, steps, "inverting")
         trajectory, at = (_together(parts) if parts else None for parts in (states, points))
         if not np.isfinite(trajectory).all():
             raise SettingError(

@@ -4,6 +4,7 @@ What a record says is made from the settings' dataclasses. It is read as what it
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +25,12 @@ from sflow_jax.settings import (
     as_record,
 )
 from sflow_jax.storage.checksums import file_checksum
-from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
+from sflow_jax.storage.files import LONGEST_TEXT, read_bytes, to_compact_json
 from sflow_jax.storage.folders import Folder
 from sflow_jax.storage.paths import is_remote
 from sflow_jax.typed import Count, Name, Number, Side, parse_json, typed
 
+logger = logging.getLogger(__name__)
 # Command → the file of its record.
 FILES = {
     "generate": "generate.json",
@@ -226,6 +228,9 @@ def _is_png(path: epath.PathLike) -> bool:
 
 def write_record(folder: Folder, record: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
     """The JSON file of a record. seconds: how long each part took; pictures do not say it, so that they repeat."""
+    logger.info(
+        "settings: %s", to_compact_json({name: value for name, value in record.items() if value is not None})
+    )
     rounded = None if seconds is None else {name: round(value, 3) for name, value in seconds.items()}
     folder.json(FILES[record["command"]], {**record, **({"seconds": rounded} if rounded else {})})
 

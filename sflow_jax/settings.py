@@ -57,8 +57,8 @@ def setting(
     """A field whose command-line option, default and help are these.
 
     kind: type of the option's value, or of its several; bool makes a switch. choices: the only values. flag: the
-    option's name, by default the field's. unset: what a default of None stands for, in words. several: whether a
-    list of them will do.
+    option's name, by default the field's. unset: what a default of None stands for, in words; {steps} is what the
+    known models have, see `families.defaults`. several: whether a list of them will do.
     """
     metadata = {
         "help": help, "kind": kind, "choices": choices, "flag": flag, "unset": unset, "several": several,
@@ -180,9 +180,9 @@ def check_nudge(nudge: float | None) -> None:
 class PaintingSettings:
     """What every way of painting shares; None is the model's default."""
 
-    steps: int | None = setting(None, "Steps of the solver.", kind=int, unset="the model's default")
-    height: int | None = setting(None, "Height in pixels.", kind=int, unset="the model's default")
-    width: int | None = setting(None, "Width in pixels.", kind=int, unset="the model's default")
+    steps: int | None = setting(None, "Steps of the solver.", kind=int, unset="{steps}")
+    height: int | None = setting(None, "Height in pixels.", kind=int, unset=f"1024; {EMBEDDED} 64")
+    width: int | None = setting(None, "Width in pixels.", kind=int, unset=f"1024; {EMBEDDED} 64")
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -234,7 +234,7 @@ class GenerationSettings(GuidedSettings):
     bypass: layers that every step leaves out.
     """
 
-    guidance: Any = setting(None, "Guidance scale.", kind=float, unset="the model's default", several=True)
+    guidance: Any = setting(None, "Guidance scale.", kind=float, unset="{guidance}", several=True)
     seed: Any = setting(
         0, "Seed of the noise, shared by all pictures; or several, such as 1,2,3.", kind=int, several=True
     )
@@ -265,7 +265,15 @@ class InversionSettings(PhotoSettings):
     method: str | None = setting(
         None, "For edits by this method (see sflow edit --list-methods).", unset="reference"
     )
-    guidance: float | None = setting(None, "Guidance scale of the inversion.", kind=float, unset="1")
+    steps: int | None = setting(
+        None, "Steps of the solver.", kind=int, unset="the method's; reference: {real_steps}"
+    )
+    guidance: float | None = setting(
+        None,
+        "Guidance scale of the inversion.",
+        kind=float,
+        unset="the method's; reference: {real_source_guidance}",
+    )
     nudge: float | None = setting(None, "Latent nudging; 1 is none.", kind=float, unset=f"{NUDGE}, or the method's")
     solver: str | None = setting(None, "Rule of the inversion, such as uni-inv.", unset="the method's")
     seed: int = setting(0, "Seed of the noise that some solvers head for.", kind=int)
@@ -286,6 +294,10 @@ class EditSettings(PhotoSettings):
     """
 
     method: Any = setting(None, "How to edit; see --list-methods.", unset="reference; photos: coupled")
+    steps: int | None = setting(
+        None, "Steps of the solver.", kind=int,
+        unset="the method's; reference: {edit_steps} (of photos {real_steps})",
+    )  # fmt: skip
     layers: Any = setting(
         None, "vital, all, none, late, or numbers such as 0,1,17-18.", unset="the method's; reference: vital"
     )
@@ -293,7 +305,7 @@ class EditSettings(PhotoSettings):
         None,
         "Guidance of the edits; or several, source first.",
         kind=float,
-        unset="the method's; reference: 3.5, for photos 3, its source 1",
+        unset="the method's; reference: {guidance} (of photos {real_edit_guidance}; their source 1)",
         several=True,
     )
     seed: int = setting(0, "Seed of the noise of a generated source.", kind=int)
@@ -334,7 +346,8 @@ class SweepSettings(PaintingSettings):
     )
     limit: int | None = setting(None, "Only the first so many prompts.", kind=int)
     seeds: int = setting(1, "Pictures of each prompt.", kind=int)
-    guidance: float | None = setting(None, "Guidance scale.", kind=float, unset="the model's default")
+    steps: int | None = setting(None, "Steps of the solver.", kind=int, unset="{sweep_steps}")
+    guidance: float | None = setting(None, "Guidance scale.", kind=float, unset="{sweep_guidance}")
     batch: int = setting(8, "Pictures painted at once.", kind=int)
     layers: Any = setting("all", "Layers to measure, such as 0-18,25.")
     windows: int = setting(1, "Also bypass in each of so many parts.", kind=int)
@@ -381,6 +394,7 @@ class EvaluationSettings(PaintingSettings):
     turns: int = setting(1, "Of --known-answers: edits in a row, each of the last one's result.", kind=int)
     limit: int | None = setting(None, "Only the first so many pictures.", kind=int, unset="all")
     seed: int = setting(0, "Seed of the scenes, and of every method's noise.", kind=int)
+    steps: int | None = setting(None, "Steps of the solver.", kind=int, unset="each method's own")
     guidance: float | None = setting(None, "Guidance of the edits.", kind=float, unset="each method's own")
     edits_at_once: int = setting(8, "Edits of one picture in one batch.", kind=int)
     features: str | None = setting(

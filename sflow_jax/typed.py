@@ -48,6 +48,18 @@ def parse_json(text: str | bytes, kind: Any) -> Any:
         raise ValueError("no JSON that can be read: nested too deeply") from error
 
 
+def parse_yaml(text: str, kind: Any) -> Any:
+    """YAML text as `kind`; ValueError says what is wrong, in one line."""
+    try:
+        return msgspec.yaml.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_plain(str(error))) from error
+    except msgspec.DecodeError as error:
+        raise ValueError(f"no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError("no YAML that can be read: nested too deeply") from error
+
+
 def _plain(message: str) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.num_layers`" with the place first."""
     reason, _, place = message.replace("Object missing required field ", "does not say ").partition(" - at ")

@@ -62,6 +62,7 @@ WELL = "Error: --steps must be at least 1, found 0\n"
         (REFUSE, ended(2, "Error: --steps " + "x" * 400 + "\n"), "unclear"),
         (REFUSE, ended(2, "Error: --steps \x1b[31m\n"), "unclear"),
         (REFUSE, ended(2, "checking:  50%|█████     | 1/2 [00:00<00:00]\r" + WELL), "handled"),
+        (REFUSE, ended(2, "converting: 1,024 of 2,048, 31 s\n" + WELL), "handled"),
         (REFUSE, ended(2, WELL, changed=("+ work/out",)), "left over"),
         (ACCEPT, ended(0, changed=("+ work/out", "+ work/out/.x.partial")), "left over"),
         (ACCEPT, ended(0, changed=("~ work/photo.png",)), "left over"),

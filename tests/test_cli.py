@@ -126,7 +126,7 @@ EDIT = ("edit", "--model", "{model}", "--prompt", "a cat", "--edit", "a dog")
         ((*GENERATE, "--width", "40"), "multiples of 16"),
         ((*GENERATE, "--steps", "0"), "steps must be at least 1"),
         ((*GENERATE, "--steps", "few"), "--steps"),
-        ((*GENERATE, "--mesh", "data=3"), "needs 3 devices"),
+        ((*GENERATE, "--mesh", "data=9"), "needs 9 devices"),
         ((*EDIT, "--image", "nowhere.jpg"), "no picture at nowhere.jpg"),
         ((*EDIT, "--inversion", "nowhere"), "no inversion at nowhere"),
         ((*EDIT, "--layers", "5"), "no layer 5"),

@@ -150,11 +150,20 @@ def test_the_public_face_hands_on_what_it_names():
         sflow_jax.StabelFlow  # noqa: B018
 
 
-def test_help_and_completion_import_nothing_slow():
-    program = (
-        "import sys; from sflow_jax.commands.main import group;"
-        "print(group.get_help(group.make_context('sflow', [], resilient_parsing=True)));"
-        "assert not {'jax', 'orbax', 'flax', 'scipy', 'matplotlib', 'transformers'} & set(sys.modules)"
-    )
+def test_help_and_completion_of_every_command_import_nothing_slow():
+    program = """
+import sys
+
+from sflow_jax.commands.convert import command
+from sflow_jax.commands.main import COMMANDS, group
+
+context = group.make_context("sflow", [], resilient_parsing=True)
+print(group.get_help(context))
+for command in (command, *(group.get_command(context, name) for name in COMMANDS)):
+    print(command.get_help(command.make_context(command.name, [], parent=context, resilient_parsing=True)))
+slow = {"jax", "orbax", "flax", "scipy", "matplotlib", "transformers", "numpy", "etils", "tqdm"} & set(sys.modules)
+assert not slow, slow
+"""
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.returncode == 0 and "Find a model's vital layers" in ended.stdout, ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert "Find a model's vital layers" in ended.stdout and "--list-methods" in ended.stdout

@@ -6,9 +6,10 @@ import pytest
 from commandline import run
 
 from sflow_jax.catalogue import find_info
-from sflow_jax.machine.chips import CHIPS, find_chip, parse_machine
+from sflow_jax.machine.chips import CHIPS, chip_of, find_chip, parse_machine
 from sflow_jax.planning.costs import bytes_sent, propose_mesh, roofline
 from sflow_jax.planning.lowering import lower_step, weight_bytes
+from sflow_jax.planning.meshes import placed
 from sflow_jax.settings import Placement
 
 
@@ -32,6 +33,37 @@ def test_meshes_fit_the_chip(machine, work, tensor, data):
 def test_a_model_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="4 v5e cannot hold|2 v5e cannot hold"):
         propose_mesh(find_info("flux-dev")[0], CHIPS["v5e"], 2, "edit")
+
+
+@dataclasses.dataclass
+class Device:
+    """As jax describes one that nobody published figures of."""
+
+    device_kind: str = "made up"
+    platform: str = "gpu"
+    reports: dict | None = dataclasses.field(default_factory=lambda: {"bytes_limit": 40 * 10**9})
+
+    def memory_stats(self) -> dict | None:
+        return self.reports
+
+
+def test_chips_without_published_figures_are_known_by_the_memory_that_they_report():
+    assert chip_of(Device(), 1).memory == 40e9
+    assert chip_of(Device("NVIDIA H100"), 1) == CHIPS["h100"]
+    hosts = [chip_of(Device("cpu", "cpu", None), neighbours).memory for neighbours in (1, 4)]
+    assert hosts[0] == 4 * hosts[1] > 2**28
+    with pytest.raises(ValueError, match="does not say how much memory it has; name the mesh yourself"):
+        chip_of(Device(reports=None), 1)
+
+
+def test_a_mesh_is_proposed_on_any_devices_and_may_leave_some_over(wide_checkpoint):
+    sizes = dict(placed(str(wide_checkpoint), Placement(mesh="auto"), "edit").mesh.shape)
+    assert sizes == {"data": 1, "fsdp": 1, "tensor": 8}
+    info = find_info(str(wide_checkpoint))[0]
+    # Half of it is too small for the whole model, and seven devices have no split of all but into one.
+    memory = 1.9 * sum(weight_bytes(info, Placement(dtype="bfloat16")).values())
+    sizes, why = propose_mesh(info, dataclasses.replace(CHIPS["v5e"], memory=memory), 7, "edit")
+    assert sizes == {"data": 1, "tensor": 4} and "3 of 7 chips are left over" in why
 
 
 @pytest.mark.parametrize("text", ["v9-8", "v5e", "v5p-7", "h100", ""])

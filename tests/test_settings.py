@@ -5,6 +5,8 @@ import inspect
 import json
 
 import click
+import jax
+import numpy as np
 import pytest
 from commandline import run
 from PIL import Image
@@ -16,7 +18,8 @@ from sflow_jax.commands.invert import invert
 from sflow_jax.commands.main import COMMANDS, group
 from sflow_jax.commands.vital import vital
 from sflow_jax.errors import SettingError
-from sflow_jax.progress import Bar
+from sflow_jax.machine.compilation import naming_compilation
+from sflow_jax.progress import Bar, Lines, as_progress
 from sflow_jax.settings import (
     EditSettings,
     GenerationSettings,
@@ -92,6 +95,9 @@ def test_results_tell_every_setting_and_where_they_ran(wide_checkpoint, tmp_path
 def test_progress_is_told_and_may_stop_a_run(flow, photo):
     events = []
     flow.edit("a cat", ["a dog", "snow"], steps=2, edits_at_once=1, progress=lambda *event: events.append(event))
+    assert (1, 1, "encoding") in events
+    # Whether a step is compiled now depends on what ran before.
+    events = [event for event in events if event[2] == "editing"]
     assert events == [(0, 4, "editing"), (1, 4, "editing"), (2, 4, "editing")] + [
         (2, 4, "editing"), (3, 4, "editing"), (4, 4, "editing"),
     ]  # fmt: skip
@@ -129,11 +135,45 @@ def test_a_stopped_sweep_goes_on(flow, tmp_path):
 
 def test_a_bar_follows_its_work(capsys):
     bar = Bar()
-    for done in range(3):
-        bar(done, 2, "painting: top 1, 2")
+    # There is less to do than it seemed at first.
+    for done, total in ((0, 5), (1, 5), (2, 2)):
+        bar(done, total, "painting: top 1, 2")
     assert "painting" in (shown := capsys.readouterr().err) and "2/2" in shown and "top 1, 2" in shown
     # One bar, drawn over and over, ends one line.
     assert shown.count("\n") == 1
+
+
+def test_a_log_has_a_line_now_and_then(capsys, monkeypatch):
+    lines = as_progress(True)
+    assert isinstance(lines, Lines)
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    for done in range(101):
+        lines(done, 100, "painting: top 1")
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "painting: 10 of 100, 30 s (top 1)" and shown[-1] == "painting: 100 of 100, 300 s (top 1)"
+    assert len(shown) == 10
+    # Slow work is not silent for long, and quick work says only that it is done.
+    for done in range(30):
+        lines(done, 10_000, "waiting")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    for done in range(101):
+        lines(done, 100, "encoding")
+    assert capsys.readouterr().err == "encoding: 100 of 100, 0 s\n"
+
+
+def test_a_step_that_is_being_compiled_is_named():
+    def made_up_step(x):
+        return x + 1
+
+    events = []
+    with naming_compilation(lambda *event: events.append(event), "made_up_step") as progress:
+        progress(0, 2, "painting: well")
+        jax.jit(made_up_step)(np.float32(1))
+        progress(1, 2, "painting")
+        jax.jit(lambda x: x + 2)(np.float32(1))
+    assert events == [(0, 2, "painting: well"), (0, 2, "painting: compiling"), (1, 2, "painting")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Placement on eight fake devices: the table covers every parameter, and the mesh changes no result."""
 
+import jax
 import numpy as np
 import pytest
 from conftest import relative
@@ -79,11 +80,16 @@ def test_groups_are_split_only_where_they_divide():
 
 
 @pytest.mark.parametrize(
-    "sizes, message", [({"data": 3}, "needs 3 devices, but there are 8"), ({"model": 8}, "unknown mesh axis")]
+    "sizes, message", [({"data": 9}, "needs 9 devices, but there are 8"), ({"model": 8}, "unknown mesh axis")]
 )
 def test_impossible_meshes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(sizes)
+
+
+def test_a_mesh_may_be_smaller_than_all_devices():
+    mesh = make_mesh({"data": 3})
+    assert mesh.devices.ravel().tolist() == jax.devices()[:3]
 
 
 @pytest.mark.parametrize("text", ["", "data", "data=", "data=0", "rows=2", "data=2,data=4"])

@@ -16,8 +16,10 @@ TRACEBACK, SILENT, ENDLESS, LEFT_OVER, UNCLEAR, LATE, REFUSED = FAILURES = (
     "refused",
 )
 LONGEST = 400
-# Progress bars are no messages.
-PROGRESS = re.compile(r"\d+%\|.*\||\d+(\.\d+)?[kMG]?B? \[\d\d:\d\d|^\w[^:]*: \d+it \[")
+# Progress bars, and a log's lines in their place, are no messages.
+PROGRESS = re.compile(
+    r"\d+%\|.*\||\d+(\.\d+)?[kMG]?B? \[\d\d:\d\d|^\w[^:]*: \d+it \[|^[\w ]+: [\d,]+ of [\d,]+, \d+ s"
+)
 RAW = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
 # What a progress bar itself sends to a terminal.
 BAR_MOVES = re.compile(r"\x1b\[[AK]")

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.command import Command
 from sflow_jax.commands.edit import refuse_unused_settings
 from sflow_jax.commands.methods import METHOD_PARAMETERS, method_options
 from sflow_jax.commands.options import Chosen, model_options, out_option, refuse_unused, settings_options
+from sflow_jax.commands.output import say, shown
 from sflow_jax.commands.sources import ChosenSource, source_options
 from sflow_jax.settings import EditSettings, GenerationSettings, as_record, check_prompts
-from sflow_jax.storage.folders import output_folder
 
 if TYPE_CHECKING:
     from sflow_jax.atlas.atlas import Looked
     from sflow_jax.pipeline import StableFlow
+    from sflow_jax.progress import Progress
     from sflow_jax.results import AttentionAtlas
 
 _SHARED = {field.name for field in dataclasses.fields(EditSettings)} & {
@@ -66,6 +67,7 @@ def atlas(
     """
     from sflow_jax.atlas.atlas import Looked, canvas_of_edit, parse_point
     from sflow_jax.atlas.report import atlas_record, write_atlas
+    from sflow_jax.storage.folders import output_folder
 
     check_options(source, edit_prompt, settings, numbers)
     prompts = [source.prompt, *([] if edit_prompt is None else [edit_prompt])]
@@ -78,7 +80,7 @@ def atlas(
     with output_folder(out if reports else None, "atlas.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
-        made = look(flow, source, edit_prompt, looked, asked, reports)
+        made = look(flow, source, edit_prompt, looked, asked, shown(reports))
         if edit_prompt is not None:
             painted = dataclasses.replace(made.result, record=made.result.record | source.files)
             made = dataclasses.replace(made, result=painted)
@@ -105,7 +107,7 @@ def look(
     edit_prompt: str | None,
     looked: "Looked",
     asked: EditSettings,
-    progress: bool,
+    progress: "Progress",
 ) -> "AttentionAtlas":
     """Paint and look."""
     wanted = as_record(asked)

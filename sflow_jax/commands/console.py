@@ -12,35 +12,16 @@ from typing import Any, NoReturn
 import click
 
 from sflow_jax.commands.interrupts import Interrupted, stop_on_signals
+from sflow_jax.commands.output import printable
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import Placement, SweepSettings
-from sflow_jax.storage.paths import cache_folder
 
-HELP_WIDTH = 116
+# Of every command: help as wide as the terminal, up to a width that can be read.
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 160}
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Characters of an error.
 LONGEST = 390
 # Options that are texts, not places.
 TEXTS = ("prompt", "edit_prompt", "negative", "coordinator")
-
-
-class Command(click.Command):
-    """A command whose help keeps the line breaks of its examples."""
-
-    context_settings = {"max_content_width": HELP_WIDTH}
-
-    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write_paragraph()
-            with formatter.section("Examples"):
-                for line in self.epilog.strip().splitlines():
-                    formatter.write_text(line.strip())
-
-    def invoke(self, context: click.Context):
-        """Bad input (ValueError) and files that cannot be read or written end with one line and exit code 2."""
-        with one_line_errors():
-            check_addresses(context.params)
-            return super().invoke(context)
 
 
 def check_addresses(values: Mapping[str, Any]) -> None:
@@ -61,6 +42,7 @@ def one_line_errors() -> Iterator[None]:
     except SettingError as error:
         from sflow_jax.commands.methods import METHOD_FLAGS
         from sflow_jax.commands.options import flags_of
+        from sflow_jax.settings import Placement, SweepSettings
 
         message = error.as_options(METHOD_FLAGS | flags_of(Placement, SweepSettings))
         raise click.exceptions.UsageError(message) from error
@@ -94,18 +76,6 @@ def one_line(text: str) -> str:
     return printable(joined)
 
 
-def printable(text: str) -> str:
-    """Text with control characters (but for the ends of lines) and undecodable bytes as escapes."""
-    return "".join(
-        c if c == "\n" or c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
-    )
-
-
-def say(text: str) -> None:
-    """Print what a command has to say."""
-    click.echo(printable(text))
-
-
 def _runtime_message(error: RuntimeError) -> str | None:
     """What to say of an error of the device or of another process; None for faults of the program."""
     import jax
@@ -124,7 +94,8 @@ def _runtime_message(error: RuntimeError) -> str | None:
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return one_line(super().format(record))
+        text = super().format(record)
+        return one_line(text) if record.levelno >= logging.WARNING else printable(text)
 
 
 def quiet_logs() -> None:
@@ -142,6 +113,8 @@ def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the environment says where."""
     if VARIABLE in os.environ:
         return
+    from sflow_jax.storage.paths import cache_folder
+
     try:
         folder = str(cache_folder() / "compiled")
     except SettingError:  # no home: programs are compiled every time
@@ -159,7 +132,6 @@ def run_command(command: click.Command) -> None:
     stop_on_signals()
     try:
         with one_line_errors():
-            use_compilation_cache()
             command(standalone_mode=False)
     except BaseException as error:
         # Libraries turn an interruption into errors of their own.

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command, run_command, say
+from sflow_jax.commands.command import Command
+from sflow_jax.commands.console import run_command
 from sflow_jax.commands.options import refuse_unused
+from sflow_jax.commands.output import QUIET, asked, say, warn
 from sflow_jax.errors import SettingError
 
 if TYPE_CHECKING:
@@ -102,7 +104,9 @@ def command(
             ["text_encoders", "autoencoder", "family", "lora", "vital_layers"],
             f"on {source}, for these are for FLUX checkpoints",
         )
-        features = convert_features(open_features(folder), destination, dtype=dtype, overwrite=overwrite)
+        features = convert_features(
+            open_features(folder), destination, dtype=dtype, overwrite=overwrite, progress=not asked(QUIET)
+        )
         say(f"{destination}: features of {features.name}, {features.dtype}.")
         say_what_stays(repository)
         return
@@ -114,6 +118,7 @@ def command(
         vital_layers=layers,
         title=title,
         loras=merged,
+        progress=not asked(QUIET),
     )
     say(f"{destination}: {info.title}, {info.dtype}. Look at it with: sflow info {destination}")
     say_what_stays(repository)
@@ -133,7 +138,7 @@ def fetched(
     # What may be replaced depends on what the files are; that is looked at later.
     if not overwrite:
         check_free(destination, INFO_FILE, "a checkpoint", overwrite)
-    return fetch(repository, destination, places=places, dtype=dtype), destination
+    return fetch(repository, destination, places=places, dtype=dtype, announce=warn), destination
 
 
 def say_what_stays(repository: "Repository | None") -> None:

@@ -6,24 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.command import Command
+from sflow_jax.commands.jobs import jobs_option
 from sflow_jax.commands.methods import method_options, region_options, shaped_region
 from sflow_jax.commands.options import Chosen, model_options, out_option, refuse_unused, settings_options
+from sflow_jax.commands.output import say, shown
 from sflow_jax.commands.repeat import from_option
 from sflow_jax.commands.sources import ChosenSource, source_options
 from sflow_jax.commands.trial import candidates_table, describe_candidates, save_candidates, trial_options
-from sflow_jax.editing.methods import NO_REGION, Method
-from sflow_jax.editing.regions import is_mask_file
+from sflow_jax.editing.methods import Method
 from sflow_jax.errors import SettingError
-from sflow_jax.records import write_record
 from sflow_jax.settings import EditSettings, as_record, check_prompts
-from sflow_jax.storage.folders import Folder, output_folder
 
 if TYPE_CHECKING:
     from sflow_jax.pipeline import StableFlow
+    from sflow_jax.storage.folders import Folder
 
-# Settings that only one kind of source has.
-OF_PHOTOS, OF_GENERATED, OF_INVERTING = ("nudge", "unnudge", "replay"), ("seed",), ("nudge",)
 # Settings that every candidate of a trial shares.
 SHARED_BY_TRIALS = ("layers", "seed", "region", "method_options", "height", "width", "size")
 
@@ -45,13 +43,16 @@ SHARED_BY_TRIALS = ("layers", "seed", "region", "method_options", "height", "wid
 
     sflow edit --from sea/edit-1.png -e "A man in the snow" --seed 7 -o snow
 
+    sflow edit -m checkpoints/flux-dev --jobs edits.yaml -o many
+
     sflow edit -m checkpoints/flux-dev --inversion man -p "A man in a park" -e "A man at sea" --layers 0-2,17 -o sea
     """,
 )
 @model_options()
 @from_option("edit", "try")
+@jobs_option
 @source_options
-@click.option("--edit", "-e", "edits", multiple=True, required=True, help="What an edit shows; repeat for more.")
+@click.option("--edit", "-e", "edits", multiple=True, help="What an edit shows; repeat for more.")
 @settings_options(EditSettings)
 @method_options
 @region_options
@@ -73,6 +74,11 @@ def edit(
     Where a method keeps to a region, region-1.png … show it: white may change. What --try paints is in
     candidates.png.
     """
+    from sflow_jax.records import write_record
+    from sflow_jax.storage.folders import output_folder
+
+    if not edits:
+        raise SettingError("`edit` is missing: say what an edit shows, or name a file of `jobs`")
     method = source.method(settings, numbers)
     refuse_unused_settings(source, method, settings)
     check_prompts([source.prompt, *edits])
@@ -91,7 +97,9 @@ def edit(
         if trial is None:
             # A shaped region is known by the name that it was made from; else the edit knows its own.
             about |= {} if wanted is None else {"region": wanted}
-            result = flow.edit(source.prompt, list(edits), **source.of_edit(), **as_record(asked), progress=reports)
+            result = flow.edit(
+                source.prompt, list(edits), **source.of_edit(), **as_record(asked), progress=shown(reports)
+            )
             seconds = {"load": loading, "edit": time.perf_counter() - start}
             dataclasses.replace(result, record=result.record | about).write(folder, seconds)
         else:
@@ -104,12 +112,8 @@ def edit(
 
 def refuse_unused_settings(source: ChosenSource, method: Method, settings: EditSettings) -> None:
     """SettingError for options that change nothing with such a source."""
-    if source.painted:
-        refuse_unused(OF_PHOTOS, "without a photo (--image or --inversion)")
-    elif not method.draws and (settings.region in (None, NO_REGION) or is_mask_file(settings.region)):
-        refuse_unused(OF_GENERATED, f"on a photo by method {method.name}")
-    if source.stored is not None:
-        refuse_unused(OF_INVERTING, "with an inversion, which has its own")
+    for name, why in source.unused(method, settings):
+        refuse_unused([name], why)
 
 
 def recorded_region(region: str | None, shape: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def check_trial(edits: tuple[str, ...], settings: EditSettings, source: ChosenSo
 
 def save_trial(
     flow: "StableFlow",
-    folder: Folder,
+    folder: "Folder",
     source: ChosenSource,
     asked: EditSettings,
     about: dict[str, Any],
@@ -142,7 +146,7 @@ def save_trial(
     """Try, and save all candidates; returns their record. about: its part of source, edit and region."""
     shared = {name: getattr(asked, name) for name in SHARED_BY_TRIALS}
     sources = {name: value for name, value in source.of_edit().items() if name != "inversion"}
-    tried = flow.try_edits(source.prompt, about["edits"][0], **sources, **trial, **shared, progress=progress)
+    tried = flow.try_edits(source.prompt, about["edits"][0], **sources, **trial, **shared, progress=shown(progress))
     known = describe_candidates(tried)
     record = {
         "command": "try",

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.command import Command
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
+from sflow_jax.commands.output import say, shown
 from sflow_jax.errors import SettingError
 from sflow_jax.settings import MODEL_SHAPE, EvaluationSettings
 
@@ -120,7 +121,7 @@ def compare(
         benchmark.find = functools.partial(flow.region, **sizes, seed=settings.seed, progress=False)
     reports = own.index == 0 or not together
     summary = evaluate(
-        flow, benchmark, settings, out, worker=own, wait=together, vitality=vitality, progress=reports
+        flow, benchmark, settings, out, worker=own, wait=together, vitality=vitality, progress=shown(reports)
     )
     if summary is None:
         say(f"this worker's share is done; the last of {own.count} workers to finish writes the report")

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.command import Command
 from sflow_jax.commands.options import Chosen, model_options, out_option, settings_options
-from sflow_jax.pictures.files import fit_picture, open_picture, to_unit
-from sflow_jax.records import photo_record, write_record
+from sflow_jax.commands.output import say, shown
 from sflow_jax.settings import InversionSettings, as_record, check_prompts
-from sflow_jax.storage.folders import output_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +32,10 @@ if TYPE_CHECKING:
 @out_option
 def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings, out: str) -> None:
     """Invert a photo: its path to noise for later edits, reconstruction.png, inversion.json."""
+    from sflow_jax.pictures.files import open_picture
+    from sflow_jax.records import photo_record, write_record
+    from sflow_jax.storage.folders import output_folder
+
     photo = open_picture(image)
     check_prompts([prompt])
     reports = chosen.join()
@@ -41,7 +43,7 @@ def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings,
     with output_folder(out if reports else None, "inversion.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
-        inversion = flow.invert(photo, prompt, **as_record(settings), progress=reports)
+        inversion = flow.invert(photo, prompt, **as_record(settings), progress=shown(reports))
         seconds = {"load": loading, "invert": time.perf_counter() - start}
         again, figures = reconstruct(flow, photo, inversion, reports)
         inversion.save(folder.path)
@@ -58,6 +60,7 @@ def reconstruct(
 ) -> "tuple[Generation, dict[str, float]]":
     """The photo painted again from its noise, and how near it comes, in dB."""
     from sflow_jax.measures.metrics import psnr
+    from sflow_jax.pictures.files import fit_picture, to_unit
 
     settings = inversion.settings
     size = {"height": settings["height"], "width": settings["width"]}
@@ -70,7 +73,7 @@ def reconstruct(
         skip_layers=settings["skip_layers"],
         skip_scale=settings["skip_scale"],
         skip_window=settings["skip_window"],
-        progress=reports,
+        progress=shown(reports),
         **size,
     )
     truth = to_unit(fit_picture(photo, **size))

@@ -5,7 +5,7 @@ import importlib
 import click
 from click.shell_completion import CompletionItem
 
-from sflow_jax.commands.console import HELP_WIDTH, run_command
+from sflow_jax.commands.console import CONTEXT, run_command
 
 # Command → what it does in a line. Its module is imported only when the command is used.
 COMMANDS = {
@@ -41,10 +41,7 @@ class Commands(click.Group):
         return items or super().shell_complete(context, incomplete)
 
 
-@click.group(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
-)
+@click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(package_name="sflow_jax")
 def group() -> None:
     """Edit pictures with FLUX by injecting keys and values in its vital layers; no training.

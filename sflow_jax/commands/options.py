@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sflow_jax.commands.output import shown
 from sflow_jax.commands.repeat import explicit, recorded, recorded_settings
 from sflow_jax.errors import SettingError
+from sflow_jax.families.defaults import default_texts
 from sflow_jax.runs.worker import Worker, parse_place
 from sflow_jax.settings import PaintingSettings, Placement
 
@@ -64,14 +66,14 @@ def setting_option(field: dataclasses.Field) -> Callable:
         return click.option(flag_of(field), field.name, is_flag=True, default=field.default, help=about["help"])
     kind = click.Choice(list(about["choices"])) if about["choices"] else about["kind"]
     kind = Several(kind) if about["several"] else kind
-    unset = f" [{about['unset']}]" if about["unset"] else ""
+    unset = f"  [default: {about['unset'].format_map(default_texts())}]" if about["unset"] else ""
     return click.option(
         flag_of(field),
         field.name,
         type=kind,
         default=field.default,
         show_default=field.default not in (None, "none", ()),
-        help=about["help"].removesuffix(".") + f"{unset}.",
+        help=about["help"] + unset,
     )
 
 
@@ -129,13 +131,15 @@ class Chosen:
 
     def load(self, *, alone: bool = False) -> "tuple[StableFlow, float]":
         """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""
+        import jax
+
         from sflow_jax.painter import Painter
         from sflow_jax.pipeline import StableFlow
         from sflow_jax.planning.meshes import placed
 
         start = time.perf_counter()
         placement = placed(self.model, self.placement, "sweep" if alone else "edit", alone=alone)
-        flow = StableFlow(Painter.load(self.model, placement))
+        flow = StableFlow(Painter.load(self.model, placement, shown(jax.process_index() == 0)))
         return flow, time.perf_counter() - start
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from sflow_jax.commands.output import warn
 from sflow_jax.errors import SettingError
-from sflow_jax.storage.paths import is_remote
 
 KEY = "sflow_jax.recorded"
 # Options that say what is edited; one that is given replaces the record's.
@@ -87,6 +87,7 @@ class Recorded:
             return None
         from sflow_jax.records import check_file
         from sflow_jax.results import inversion_file, turn_file
+        from sflow_jax.storage.paths import is_remote
 
         key = "continued" if name == "before" else name
         path, checksum = self.values[key], self.values[f"{key}_checksum"]
@@ -109,11 +110,12 @@ class Recorded:
     def check_model(self) -> None:
         """SettingError unless the record's model is the one that is here; a line where another was asked for."""
         from sflow_jax.catalogue import find_checkpoint, find_model
+        from sflow_jax.storage.paths import is_remote
 
         name = self.values["model"]
         if explicit("model"):
             if self.other_model:
-                click.echo(f"another model than that of {self.path}, with its own defaults", err=True)
+                warn(f"another model than that of {self.path}, with its own defaults")
             return
         # A record may be anybody's: no address is opened, and nothing fetched, because one names it.
         if is_remote(name) or not find_checkpoint(name).is_dir():
@@ -130,7 +132,7 @@ class Recorded:
         here, there = package_versions(), self.values["versions"]
         others = [f"{name} {there[name]} (here {here[name]})" for name in here if there.get(name, "") != here[name]]
         if others:
-            click.echo(f"painted with {', '.join(others)}: pictures may differ a little", err=True)
+            warn(f"painted with {', '.join(others)}: pictures may differ a little")
 
     def _guidance(self, rows: list[float]) -> list[float]:
         """One a row, for as many edits as there are now, where all edits had the same."""

@@ -2,19 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sflow_jax.commands.options import options
 from sflow_jax.commands.repeat import explicit, recorded
-from sflow_jax.editing.methods import Method, default_method, find_method
+from sflow_jax.editing.methods import NO_REGION, Method, default_method, find_method
 from sflow_jax.errors import SettingError
-from sflow_jax.pictures.files import open_picture
-from sflow_jax.records import checksum_of, photo_record
-from sflow_jax.results import Inversion, Turn, inversion_file, turn_file
 from sflow_jax.settings import EditSettings
+
+if TYPE_CHECKING:
+    from sflow_jax.results import Inversion, Turn
+
+# Settings that only one kind of source has.
+OF_PHOTOS, OF_GENERATED, OF_INVERTING = ("nudge", "unnudge", "replay"), ("seed",), ("nudge",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,8 @@ class ChosenSource:
 
     prompt: str
     photo: Any
-    stored: Inversion | None
-    turn: Turn | None
+    stored: "Inversion | None"
+    turn: "Turn | None"
     files: dict[str, Any]
 
     @property
@@ -48,6 +51,17 @@ class ChosenSource:
         default = default_method(settings, painted=self.painted, inverted=self.stored is not None)
         return find_method(settings.method or default).changed(**numbers)
 
+    def unused(self, method: Method, settings: EditSettings) -> Iterator[tuple[str, str]]:
+        """Settings that change nothing with such a source, each with the reason."""
+        from sflow_jax.editing.regions import is_mask_file
+
+        if self.painted:
+            yield from ((name, "without a photo (--image or --inversion)") for name in OF_PHOTOS)
+        elif not method.draws and (settings.region in (None, NO_REGION) or is_mask_file(settings.region)):
+            yield from ((name, f"on a photo by method {method.name}") for name in OF_GENERATED)
+        if self.stored is not None:
+            yield from ((name, "with an inversion, which has its own") for name in OF_INVERTING)
+
     def sized(self, settings: Any) -> Any:
         """Settings with an earlier edit's size."""
         if self.turn is None:
@@ -68,18 +82,7 @@ def source_options(command: Callable) -> Callable:
             )
             prompt = None if explicit("before") and not explicit("prompt") else prompt
             pick = pick if explicit("pick") or record.new_source else record.values["pick"] or 0
-        if image and inversion:
-            raise SettingError("give `image` or `inversion`, not both")
-        stored = None if inversion is None else Inversion.load(inversion)
-        turn = None if before is None else _picked(before, pick, image or inversion)
-        if prompt is None and turn is None:
-            raise SettingError("`prompt` is missing: say what the source shows")
-        prompt = turn.prompts[0] if prompt is None else prompt
-        photo = None if image is None else open_picture(image)
-        return command(
-            source=ChosenSource(prompt, photo, stored, turn, _files(prompt, image, inversion, before, pick)),
-            **values,
-        )
+        return command(source=open_source(prompt, image, inversion, before, pick), **values)
 
     return options(
         click.option("--prompt", "-p", help="The source: what it shows, or what to paint."),
@@ -92,8 +95,33 @@ def source_options(command: Callable) -> Callable:
     )(run)
 
 
+def open_source(
+    prompt: str | None,
+    image: str | None = None,
+    inversion: str | None = None,
+    before: str | None = None,
+    pick: int = 1,
+) -> ChosenSource:
+    """What these options say, read; SettingError for options that do not fit together, and files that are none."""
+    from sflow_jax.pictures.files import open_picture
+    from sflow_jax.results import Inversion
+
+    if image and inversion:
+        raise SettingError("give `image` or `inversion`, not both")
+    stored = None if inversion is None else Inversion.load(inversion)
+    turn = None if before is None else _picked(before, pick, image or inversion)
+    if prompt is None and turn is None:
+        raise SettingError("`prompt` is missing: say what the source shows")
+    prompt = turn.prompts[0] if prompt is None else prompt
+    photo = None if image is None else open_picture(image)
+    return ChosenSource(prompt, photo, stored, turn, _files(prompt, image, inversion, before, pick))
+
+
 def _files(prompt: str, image: str | None, inversion: str | None, before: str | None, pick: int) -> dict[str, Any]:
     """Prompt, paths as they were given, and checksums."""
+    from sflow_jax.records import checksum_of, photo_record
+    from sflow_jax.results import inversion_file, turn_file
+
     return {
         "prompt": prompt,
         **photo_record(image),
@@ -105,8 +133,10 @@ def _files(prompt: str, image: str | None, inversion: str | None, before: str | 
     }
 
 
-def _picked(path: str, row: int, other: str | None) -> Turn:
+def _picked(path: str, row: int, other: str | None) -> "Turn":
     """One picture of an earlier edit, as the next source."""
+    from sflow_jax.results import Turn
+
     if other is not None:
         raise SettingError("give `continue`, or `image` or `inversion`, not both")
     turn = Turn.load(path)

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from sflow_jax.commands.options import options
 from sflow_jax.commands.repeat import explicit, recorded
 from sflow_jax.editing.methods import find_method
 from sflow_jax.errors import SettingError
-from sflow_jax.pictures.grids import captioned_grid
 
 if TYPE_CHECKING:
     from sflow_jax.editing.choosing import Candidates
@@ -82,6 +80,10 @@ def save_candidates(
     folder: "Folder", tried: "Candidates", prompt: str, choose: bool, record: dict[str, Any]
 ) -> None:
     """All candidates one by one and side by side; the chosen one as the edit."""
+    import numpy as np
+
+    from sflow_jax.pictures.grids import captioned_grid
+
     captions = [f"source: {prompt}"]
     for i, candidate in enumerate(tried.candidates):
         folder.picture(f"candidate-{i + 1}.png", candidate.image, record)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sflow_jax.commands.console import Command, say
+from sflow_jax.commands.command import Command
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
+from sflow_jax.commands.output import answer, json_option, say, shown
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
 from sflow_jax.settings import AUTOMATIC, EMBEDDED, PUBLISHED, Placement, SweepSettings, as_record
@@ -50,6 +51,7 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
 )
 @click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
 @click.option("--out", "-o", help="Folder of the run, local or gs://.")
+@json_option
 def vital(
     chosen: Chosen,
     settings: SweepSettings,
@@ -80,7 +82,8 @@ def vital(
     elif chosen.model is None or (out is None and not dry_run):
         raise SettingError("`model` and `out` are needed; or `compare` two finished sweeps")
     elif dry_run:
-        say("\n".join(describe(chosen, settings, worker, step_seconds, out)))
+        planned = plan_of(chosen, settings, worker, step_seconds, out)
+        answer(planned, "\n".join(describe(planned)))
     else:
         find(chosen, settings, worker, save, force, out, export)
 
@@ -145,11 +148,11 @@ def find(
     check_sweep(settings, chosen.check(settings), chosen.model)
     flow, _ = chosen.load(alone=True)
     reports = mine.index == 0 or not together
-    summary = flow.find_vital_layers(out, settings, worker=mine, wait=together, progress=reports)
+    summary = flow.find_vital_layers(out, settings, worker=mine, wait=together, progress=shown(reports))
     if summary is None:
         say(f"this worker's share is done; the last of {mine.count} workers to finish writes the report")
     elif reports:
-        say(f"vital layers: {described_choice(summary)}; {out}/report.html")
+        answer(dataclasses.asdict(summary), f"vital layers: {described_choice(summary)}; {out}/report.html")
         if save:
             file = record_vital_layers(chosen.model, summary, force=force)
             say(f"saved in {file}{WAY_BACK.get(chosen.model, '')}")
@@ -172,15 +175,16 @@ def compare_runs(runs: tuple[str, str], out: str | None) -> None:
     comparison = compare(*(read_summary(run) for run in runs), names=runs)
     if out is not None:
         write_comparison(out, comparison)
-    say(str(comparison))
+    agreed = {name: value for name, value in vars(comparison).items() if name != "runs"}
+    answer(agreed, str(comparison))
 
 
-def describe(
+def plan_of(
     chosen: Chosen, settings: SweepSettings, worker: str, step_seconds: float | None, out: str | None
-) -> list[str]:
-    """Lines about what the sweep would take."""
+) -> dict[str, Any]:
+    """What the sweep would take. time: None where nothing says how long a step or a picture takes."""
     from sflow_jax.catalogue import find_info
-    from sflow_jax.vitality.dry_run import describe_sweep, describe_time
+    from sflow_jax.vitality.dry_run import plan_time, plan_work
     from sflow_jax.vitality.find import picture_seconds
     from sflow_jax.vitality.plan import elimination_of, plan_sweep
 
@@ -188,11 +192,20 @@ def describe(
     plan, workers = plan_sweep(settings, info, chosen.model), Worker.parse(worker).count
     if chosen.process is not None:
         workers = parse_place(chosen.process, "process")[1]
-    lines = describe_sweep(info, words, plan, placement_to_plan(chosen), elimination_of(settings, plan))
+    planned = plan_work(info, words, plan, placement_to_plan(chosen), elimination_of(settings, plan))
     measured = None if out is None else picture_seconds(out)
     if step_seconds is None and measured is None:
-        return [*lines, "time: give --step-seconds, or --out of a run that has begun"]
-    return [*lines, describe_time(plan, workers, step_seconds=step_seconds, picture_seconds=measured)]
+        return planned | {"time": None}
+    return planned | {"time": plan_time(plan, workers, step_seconds=step_seconds, picture_seconds=measured)}
+
+
+def describe(planned: dict[str, Any]) -> list[str]:
+    """The same in lines."""
+    from sflow_jax.vitality.dry_run import describe_time, describe_work
+
+    time = planned["time"]
+    unknown = "time: give --step-seconds, or --out of a run that has begun"
+    return [*describe_work(planned), unknown if time is None else describe_time(time)]
 
 
 def placement_to_plan(chosen: Chosen) -> Placement:

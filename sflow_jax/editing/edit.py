@@ -104,7 +104,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     if method.path == "painted":
         edit = _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress)
         return dataclasses.replace(edit, record=edit_record(painter, edit, record))
-    conditioning = painter.encode_prompts([request.source, *request.edits])
+    conditioning = painter.encode_prompts([request.source, *request.edits], progress)
     source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress)
     if method.inverts:
         method = method.changed(steps=source.inversion.settings["steps"], nudge=source.nudge)
@@ -290,7 +290,7 @@ def _source(painter, request, method, conditioning, branches, canvas, noise, pro
 
 def _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress) -> Edit:
     """The source and its edits side by side from one noise (the reference's edits of generated pictures)."""
-    conditioning = painter.encode_prompts([request.source, *request.edits])
+    conditioning = painter.encode_prompts([request.source, *request.edits], progress)
     prompts, asked = Prompts(conditioning, scale, branches.conditioning(painter)), request.settings
     editor = Editor(
         painter, canvas, noise, prompts, None, asked.seed, asked.edits_at_once, progress, branches=branches,

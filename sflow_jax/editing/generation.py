@@ -37,7 +37,7 @@ def generate_pictures(
     batch, count = len(texts), asked.steps or painter.defaults.steps
     branches = Branches.of(painter, batch, asked)
     control = branches.on(LayerControl.none(count, batch, painter.layers).bypassing(layers))
-    conditioning = painter.encode_prompts(prompts)
+    conditioning = painter.encode_prompts(prompts, progress)
     if len(prompts) < batch:
         conditioning = conditioning.rows([0] * batch)
     scale = guidance_rows(asked.guidance, painter.defaults.guidance, batch)

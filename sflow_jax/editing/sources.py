@@ -89,7 +89,7 @@ def invert_picture(
     find_solver(wanted["solver"])
     branches = Branches.of(painter, 1, asked)
     canvas = canvas_of_photo(painter.info, asked, image)
-    conditioning = painter.encode_prompts([prompt])
+    conditioning = painter.encode_prompts([prompt], progress)
     inversion = invert_latents(
         painter,
         encoded(painter, image, canvas),

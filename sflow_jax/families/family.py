@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.families.defaults import Defaults
 from sflow_jax.families.text import TextEncoder
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.pictures.canvas import Canvas
@@ -34,24 +35,6 @@ class NetworkSpec:
     streamed: bool = False
     may_wait: bool = False
     optional: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Defaults:
-    """Settings of a model where the caller gives none (method: the reference's).
-
-    steps, guidance: of generation. edit_steps: of edits of generated pictures. real_…: of a photo's inversion and
-    its edits. sweep_…: of a search for vital layers.
-    """
-
-    steps: int
-    guidance: float
-    edit_steps: int
-    sweep_steps: int
-    sweep_guidance: float
-    real_steps: int = 50
-    real_source_guidance: float = 1.0
-    real_edit_guidance: float = 3.0
 
 
 @dataclasses.dataclass(frozen=True)

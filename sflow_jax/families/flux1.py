@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.families.defaults import FLUX_DEV, FLUX_SCHNELL
 from sflow_jax.families.family import Configs, Defaults, Family, NetworkSpec, Published, VitalLayers
 from sflow_jax.families.text import find_word, tokenize
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -97,9 +98,7 @@ class Flux1(Family):
         return f"FLUX.1 {variant}"
 
     def defaults(self, variant: str) -> Defaults:
-        if variant == "schnell":
-            return Defaults(steps=4, guidance=0.0, edit_steps=4, sweep_steps=4, sweep_guidance=0.0, real_steps=8)
-        return Defaults(steps=28, guidance=3.5, edit_steps=15, sweep_steps=15, sweep_guidance=3.5)
+        return FLUX_SCHNELL if variant == "schnell" else FLUX_DEV
 
     def layer_kinds(self, configs: Configs) -> tuple[tuple[str, int], ...]:
         config = configs["transformer"]

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.families.defaults import DEFAULTS
 from sflow_jax.families.family import Configs, Defaults, Family, NetworkSpec, Published, VitalLayers
 from sflow_jax.families.text import find_word, tokenize
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -29,8 +30,8 @@ TRAINED_TIMES = 1000
 # T5's tokens, whatever its tokenizer could take; and the rows of zeros in its place.
 T5_WORDS = 256
 CLIP_WORDS = 77
-# Variant → the steps and the guidance that the model's publishers use (SD3-medium: those of diffusers).
-PAINTING = {"medium": (28, 7.0), "3.5-medium": (50, 5.0), "3.5-large": (40, 4.5)}
+# Variant → the name that it is known by without files.
+NAMES = {"medium": "sd3-medium", "3.5-medium": "sd35-medium", "3.5-large": "sd35-large"}
 TITLES = {"medium": "SD3 medium", "3.5-medium": "SD3.5 medium", "3.5-large": "SD3.5 large"}
 
 
@@ -79,15 +80,7 @@ class StableDiffusion3(Family):
         return TITLES[variant]
 
     def defaults(self, variant: str) -> Defaults:
-        steps, guidance = PAINTING[variant]
-        return Defaults(
-            steps=steps,
-            guidance=guidance,
-            edit_steps=steps,
-            sweep_steps=15,
-            sweep_guidance=guidance,
-            real_edit_guidance=guidance,
-        )
+        return DEFAULTS[NAMES[variant]]
 
     def layer_kinds(self, configs: Configs) -> tuple[tuple[str, int], ...]:
         config = configs["transformer"]

@@ -1,7 +1,13 @@
 """Accelerators and their published figures, by which memory and time are planned."""
 
+import contextlib
 import dataclasses
+import math
+import os
 import re
+from typing import Any
+
+from sflow_jax.errors import SettingError
 
 GIGA, TERA = 1e9, 1e12
 
@@ -69,6 +75,23 @@ def find_chip(device_kind: str) -> Chip:
         if device_kind.startswith(chip.kinds):
             return chip
     raise ValueError(f"no figures for {device_kind!r}; known are {', '.join(CHIPS)}: name the mesh yourself")
+
+
+def chip_of(device: Any, neighbours: int) -> Chip:
+    """The chip of a `jax.Device`; of one without published figures its memory alone, as it reports it.
+
+    neighbours: devices of its host, which share the host's memory where they are CPUs. SettingError where nobody
+    says how much there is.
+    """
+    with contextlib.suppress(ValueError):
+        return find_chip(device.device_kind)
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None and device.platform == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / neighbours
+    if memory is None:
+        raise SettingError(f"{device.device_kind} does not say how much memory it has; name the `mesh` yourself")
+    kind, unknown = device.device_kind, math.nan
+    return Chip(kind, float(memory), unknown, unknown, unknown, (kind,), "what the device reports")
 
 
 def parse_machine(text: str) -> tuple[Chip, int]:

@@ -49,7 +49,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes data, fsdp, tensor; axes not named have size 1.
 
-    Raises ValueError for an unknown axis or sizes that do not multiply to the number of devices.
+    Smaller than all devices it takes the first of them, where one process has all. Raises ValueError for an unknown
+    axis, and for more devices than there are.
     """
     if not isinstance(sizes, Mapping):
         raise SettingError(f"`mesh` must map axes to sizes, such as {{'data': 2}}, found {sizes!r:.80}")
@@ -58,10 +59,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise ValueError(f"unknown mesh axis {', '.join(sorted(unknown))}; the axes are {', '.join(AXES)}")
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    count = shape[0] * shape[1] * shape[2]
-    if count != len(devices):
+    count, together = shape[0] * shape[1] * shape[2], len({device.process_index for device in devices}) > 1
+    if count not in range(len(devices) if together else 1, len(devices) + 1):
         asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
-        raise ValueError(f"mesh {asked} needs {count} devices, but there are {len(devices)}")
+        others = ", and every process needs its own in it" if together else ""
+        raise ValueError(f"mesh {asked} needs {count} devices, but there are {len(devices)}{others}")
+    devices = list(devices)[:count]
     # On a pod an axis may be shorter than a side of the torus, which `jax.make_mesh` refuses.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -16,7 +16,8 @@ from sflow_jax.planning.lowering import GIB, weight_bytes
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
 
-# Bytes of a chip for all but weights: temporaries, inputs, the compiled programs, pictures being decoded.
+# Bytes of a chip for all but weights (at most half of it): temporaries, inputs, the compiled programs, pictures
+# being decoded.
 RESERVE = 4 * GIB
 # A source and three edits; the paper's number of prompts.
 EDIT_MEMBERS, SWEEP_PROMPTS = 4, 64
@@ -53,16 +54,17 @@ def propose_mesh(
 
     work: "edit", where a picture should be there soon: split it over as many chips as its heads allow. "sweep",
     where many pictures should: split a model only as far as it must be to fit, and pictures over the rest.
-    Raises SettingError where the weights do not fit.
+    Chips are left over where the model fits no split of all of them. Raises SettingError where it fits none at all.
     """
     heads = [info.configs[name].heads for name, spec in info.networks.items() if spec.large]
-    needed = {}
+    needed, reserve = {}, min(RESERVE, chip.memory / 2)
     for size in range(1, devices + 1):
-        if devices % size == 0 and all(count % size == 0 for count in heads):
+        if all(count % size == 0 for count in heads):
             mesh = abstract_mesh({"data": devices // size, "tensor": size})
             planned = dataclasses.replace(placement, dtype=jnp.bfloat16, mesh=mesh)
-            needed[size] = sum(weight_bytes(info, planned).values()) + RESERVE
+            needed[size] = sum(weight_bytes(info, planned).values()) + reserve
     fitting = [size for size, needs in needed.items() if needs <= chip.memory]
+    fitting = [size for size in fitting if devices % size == 0] or fitting
     if not fitting:
         raise SettingError(
             f"{devices} {chip.name} cannot hold this model: {min(needed.values()) / GIB:.1f} GiB a chip are needed "
@@ -71,8 +73,10 @@ def propose_mesh(
     tensor = max(fitting) if work == "edit" else min(fitting)
     why = "every chip works on one picture" if work == "edit" else "the least split that fits"
     reason = f"tensor={tensor}: {why}, {needed[tensor] / GIB:.1f} of {chip.memory / GIB:.1f} GiB a chip"
-    if devices > tensor:
+    if devices >= 2 * tensor:
         reason += f"; data={devices // tensor}: so many groups of pictures at once"
+    if devices % tensor:
+        reason += f"; {devices % tensor} of {devices} chips are left over"
     return {"data": devices // tensor, "tensor": tensor}, reason
 
 
@@ -118,30 +122,31 @@ def usual_work(info: ModelInfo) -> tuple[Work, ...]:
     )  # fmt: skip
 
 
-def describe_plan(
+def plan_machine(
     info: ModelInfo, words: int, machine: str, chip: Chip, count: int, placement: Placement = Placement()
-) -> list[str]:
-    """Lines: mesh, memory and seconds for an edit, a picture and a sweep, each with where it comes from.
+) -> dict[str, Any]:
+    """Mesh, memory and seconds for a picture, an edit and a sweep, as JSON may hold them; see `describe_plan`.
 
     machine: its name, such as v6e-8. SettingError where the model does not fit.
     """
-    side = info.picture_size
     if placement.quantisation == "fp8":
         chip = dataclasses.replace(chip, flops=chip.flops * chip.fp8_speedup)
-    lines = [f"{info.title} on {count} × {chip.name}, {side}×{side}, {placement.quantisation or 'bfloat16'}"]
-    for work in usual_work(info):
-        lines += _described_work(info, words, machine, chip, count, placement, work)
-    if placement.offload:
-        lines.append(
-            "offload: the transformer's blocks cross from the host in every step, which is not counted here"
-        )
-    return lines
+    return {
+        "model": info.title,
+        "machine": machine,
+        "chip": chip.name,
+        "chips": count,
+        "picture_size": info.picture_size,
+        "quantisation": placement.quantisation,
+        "offload": placement.offload,
+        "works": [_planned_work(info, words, machine, chip, count, placement, work) for work in usual_work(info)],
+    }
 
 
-def _described_work(
+def _planned_work(
     info: ModelInfo, words: int, machine: str, chip: Chip, count: int, placement: Placement, work: Work
-) -> list[str]:
-    """Lines of one kind of work."""
+) -> dict[str, Any]:
+    """One kind of work. step_bytes: of a compiled step, None where no compiler was asked."""
     tokens = info.canvas().tokens
     mesh, why = propose_mesh(info, chip, count, work.kind, placement)
     # One picture keeps one data shard busy; a sweep all of them.
@@ -151,21 +156,50 @@ def _described_work(
     least = roofline(
         info, chip, mesh["tensor"], tokens, words, work.members, weights=weights["transformer"], sent=sent
     )
-    seconds = least["step_seconds"] * work.steps * work.pictures / shards
     row = None
     if not placement.offload:
         name, side = _published_name(info), info.picture_size
         row = compiled_row(machine.lower(), name, work.kind, side, placement.quantisation)
+    return {
+        "what": work.what,
+        "mesh": mesh,
+        "why": why,
+        "weights_bytes": sum(weights.values()),
+        "step_bytes": None if row is None else row["memory"] - sum(weights.values()),
+        "compiler": None if row is None else row["compiler"],
+        "batch": None if row is None else row["batch"],
+        "seconds": least["step_seconds"] * work.steps * work.pictures / shards,
+        "bound": least["bound"],
+    }
+
+
+def describe_plan(plan: Mapping[str, Any]) -> list[str]:
+    """Lines of a `plan_machine`, each number with where it comes from."""
+    side = plan["picture_size"]
+    lines = [
+        f"{plan['model']} on {plan['chips']} × {plan['chip']}, {side}×{side}, {plan['quantisation'] or 'bfloat16'}"
+    ]
+    for work in plan["works"]:
+        lines += _described_work(work)
+    if plan["offload"]:
+        lines.append(
+            "offload: the transformer's blocks cross from the host in every step, which is not counted here"
+        )
+    return lines
+
+
+def _described_work(work: Mapping[str, Any]) -> list[str]:
+    """Lines of one kind of work."""
     memory = f"{RESERVE / GIB:.0f} GiB set aside (estimated)"
-    if row:
-        step = (row["memory"] - sum(weights.values())) / GIB
-        memory = f"{step:.2f} GiB for a step (by the {row['compiler']} compiler, batch {row['batch']})"
+    if work["step_bytes"] is not None:
+        step = work["step_bytes"] / GIB
+        memory = f"{step:.2f} GiB for a step (by the {work['compiler']} compiler, batch {work['batch']})"
     return [
-        work.what,
-        f"  mesh    {','.join(f'{axis}={size}' for axis, size in mesh.items())} ({why})",
-        f"  memory  {sum(weights.values()) / GIB:.2f} GiB of weights a chip (exact), {memory}",
-        f"  time    at least {duration(seconds)} (estimated from published peaks, bound by {least['bound']}; "
-        "text and decoding on top)",
+        work["what"],
+        f"  mesh    {','.join(f'{axis}={size}' for axis, size in work['mesh'].items())} ({work['why']})",
+        f"  memory  {work['weights_bytes'] / GIB:.2f} GiB of weights a chip (exact), {memory}",
+        f"  time    at least {duration(work['seconds'])} (estimated from published peaks, bound by "
+        f"{work['bound']}; text and decoding on top)",
     ]
 
 

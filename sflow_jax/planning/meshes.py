@@ -9,7 +9,7 @@ from etils import epath
 
 from sflow_jax.catalogue import find_info
 from sflow_jax.errors import SettingError
-from sflow_jax.machine.chips import find_chip
+from sflow_jax.machine.chips import chip_of
 from sflow_jax.machine.meshes import make_mesh, parse_mesh
 from sflow_jax.planning.costs import propose_mesh
 from sflow_jax.settings import AUTOMATIC, Placement
@@ -39,7 +39,8 @@ def placed(checkpoint: epath.PathLike, placement: Placement, work: str, *, alone
 def _proposed(
     checkpoint: epath.PathLike, placement: Placement, devices: Sequence[jax.Device], work: str
 ) -> dict[str, int]:
-    chip = find_chip(devices[0].device_kind)
+    neighbours = sum(device.process_index == devices[0].process_index for device in devices)
+    chip = chip_of(devices[0], neighbours)
     sizes, why = propose_mesh(find_info(str(checkpoint))[0], chip, len(devices), work, placement)
     logger.info("mesh %s", why)
     return sizes

@@ -43,7 +43,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise SettingError(f"{self.path} is a file; choose another folder for `out`")
         if (self.path / MANIFEST).exists():
-            self._check(read_manifest(self.path), labels)
+            check_same(self.path, read_manifest(self.path), self.manifest, labels)
         elif any(not file.name.startswith(".") for file in list_folder(self.path)):
             raise SettingError(f"{self.path} has files but no {MANIFEST}; choose a new folder for `out`")
         if not (self.path / MANIFEST).exists():
@@ -51,20 +51,6 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         (self.path / PARTS).mkdir(exist_ok=True)
-
-    def _check(self, stored: dict[str, Any], labels: Sequence[str]) -> None:
-        # Through JSON, so that tuples compare as the lists that they became.
-        wanted = json.loads(json.dumps(self.manifest))
-        differing = [
-            key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key) and key not in labels
-        ]
-        if differing:
-            key = differing[0]
-            others = f", and so do {', '.join(differing[1:4])}" if differing[1:] else ""
-            raise SettingError(
-                f"{self.path} was begun with other settings: {key}: {_short(stored.get(key))} there, "
-                f"{_short(wanted.get(key))} now{others}; choose another folder for `out`"
-            )
 
     def finished(self) -> dict[str, epath.Path]:
         """Name → file of every part that is there, not yet read."""
@@ -95,6 +81,25 @@ class RunFolder:
                 pass
         file.unlink(missing_ok=True)
         return None
+
+
+def check_same(
+    path: epath.PathLike, stored: dict[str, Any], wanted: dict[str, Any], labels: Sequence[str] = ()
+) -> None:
+    """SettingError, naming what differs, unless a folder was made with the settings that are wanted now.
+
+    labels: settings that may differ.
+    """
+    # Through JSON, so that tuples compare as the lists that they became.
+    wanted = json.loads(json.dumps(wanted))
+    differing = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key) and key not in labels]
+    if differing:
+        key = differing[0]
+        others = f", and so do {', '.join(differing[1:4])}" if differing[1:] else ""
+        raise SettingError(
+            f"{path} was begun with other settings: {key}: {_short(stored.get(key))} there, "
+            f"{_short(wanted.get(key))} now{others}; choose another folder for `out`"
+        )
 
 
 def read_manifest(path: epath.PathLike) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Folder:
 RECORDS = ("atlas.json", "edit.json", "generate.json", "inversion.json", "demo.json")
 RESULTS = re.compile(
     r"(grid|candidates|reconstruction|((painted|drawn|reference)-)?(source|(region|edit|picture)-\d+)"
-    r"|attention-\d+(-step-\d+)?)\.png|(inversion|latents)\.safetensors|atlas\.html"
+    r"|attention-\d+(-step-\d+)?)\.png|(inversion|latents)\.safetensors|atlas\.html|job\.json"
 )
 # Stands in a folder while a result moves in.
 MOVING = ".result-moving-in"

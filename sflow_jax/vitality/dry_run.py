@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -31,10 +33,10 @@ class Work:
         return cls(references + len(units), references, painting + len(batches), steps)
 
 
-def describe_sweep(
+def plan_work(
     info: ModelInfo, words: int, plan: SweepPlan, placement: Placement, elimination: Elimination | None = None
-) -> list[str]:
-    """Lines that tell units, batches, the compiled shape and memory a device.
+) -> dict[str, Any]:
+    """Units, batches, the compiled shape and memory a device, as JSON may hold them; see `describe_work`.
 
     words: text tokens. placement: with a mesh and a dtype. ValueError for sizes or meshes that do not fit the
     model.
@@ -45,39 +47,73 @@ def describe_sweep(
     plain = Placement(mesh=mesh, dtype=jnp.float32, attention="xla")
     step = lower_step(info, plain, canvas, groups=plan.batch, members=1, words=words)
     temporaries = step.compile().memory_analysis().temp_size_in_bytes
-    work = Work.of(plan, len(plan.prompts))
-    devices = 1 if mesh is None else mesh.size
-    axes = "no mesh" if mesh is None else ",".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "no split"
+    least = None if elimination is None else Work.of(plan, min(FIRST, len(plan.prompts))).pictures
+    return {
+        "model": info.title,
+        "dtype": jnp.dtype(placement.dtype).name,
+        "height": canvas.height,
+        "width": canvas.width,
+        "steps": plan.steps,
+        "layers": info.layers,
+        "variants": len(plan.variants),
+        "prompts": len(plan.prompts),
+        "seeds": plan.seeds,
+        "batch": plan.batch,
+        "work": dataclasses.asdict(Work.of(plan, len(plan.prompts))),
+        "least_pictures": least,
+        "latents": [plan.batch, canvas.tokens, info.channels],
+        "words": words,
+        "devices": 1 if mesh is None else mesh.size,
+        "mesh": None if mesh is None else dict(mesh.shape),
+        "weights_bytes": dict(weights),
+        "step_bytes": temporaries,
+    }
+
+
+def describe_work(planned: Mapping[str, Any]) -> list[str]:
+    """Lines of a `plan_work`."""
+    work, weights, mesh = planned["work"], planned["weights_bytes"], planned["mesh"]
+    split = ",".join(f"{axis}={size}" for axis, size in (mesh or {}).items() if size > 1)
+    axes = "no mesh" if mesh is None else split or "no split"
     lines = [
-        f"{info.title}, {jnp.dtype(placement.dtype).name}, {canvas.width}×{canvas.height}, {plan.steps} steps, "
-        f"{info.layers} layers",
-        f"units: {work.pictures - work.references:,} pictures with something bypassed ({len(plan.variants)} "
-        f"variants × {len(plan.prompts)} prompts × {plan.seeds}), and {work.references:,} references",
-        f"batches: {work.batches:,} of {plan.batch}, {work.steps:,} steps in all; one compiled step: latents "
-        f"[{plan.batch}, {canvas.tokens}, {info.channels}], {words} text tokens",
-        f"memory of each of {devices} devices ({axes}):",
+        f"{planned['model']}, {planned['dtype']}, {planned['width']}×{planned['height']}, "
+        f"{planned['steps']} steps, {planned['layers']} layers",
+        f"units: {work['pictures'] - work['references']:,} pictures with something bypassed "
+        f"({planned['variants']} variants × {planned['prompts']} prompts × {planned['seeds']}), "
+        f"and {work['references']:,} references",
+        f"batches: {work['batches']:,} of {planned['batch']}, {work['steps']:,} steps in all; one compiled step: "
+        f"latents {planned['latents']}, {planned['words']} text tokens",
+        f"memory of each of {planned['devices']} devices ({axes}):",
         *(f"  {name:12} {size / GIB:8.2f} GiB of weights" for name, size in weights.items()),
-        f"  {'one step':12} {temporaries / GIB:8.2f} GiB of temporaries at most (compiled in float32 "
+        f"  {'one step':12} {planned['step_bytes'] / GIB:8.2f} GiB of temporaries at most (compiled in float32 "
         "with XLA's attention for CPU)",
-        f"  {'all':12} {(sum(weights.values()) + temporaries) / GIB:8.2f} GiB, without the networks "
+        f"  {'all':12} {(sum(weights.values()) + planned['step_bytes']) / GIB:8.2f} GiB, without the networks "
         "that compare pictures",
     ]
-    if elimination is not None:
-        least = Work.of(plan, min(FIRST, len(plan.prompts)))
-        lines.append(f"adaptive: at least {least.pictures:,} pictures, at most {work.pictures:,}")
+    if planned["least_pictures"] is not None:
+        lines.append(f"adaptive: at least {planned['least_pictures']:,} pictures, at most {work['pictures']:,}")
     return lines
 
 
-def describe_time(
+def plan_time(
     plan: SweepPlan, workers: int, *, step_seconds: float | None, picture_seconds: float | None
-) -> str:
-    """A line: each worker's time, from the seconds of a step of a batch, else of a picture as measured."""
+) -> dict[str, Any]:
+    """Each worker's seconds, from those of a step of a batch, else of a picture as measured."""
     work = Work.of(plan, len(plan.prompts))
-    if step_seconds is not None:
-        seconds = work.steps * step_seconds
-        origin = f"{step_seconds:g} s a step, as given; text and decoding come on top"
+    seconds = work.steps * step_seconds if step_seconds is not None else work.pictures * picture_seconds
+    return {
+        "workers": workers,
+        "seconds_each": seconds / workers,
+        "step_seconds": step_seconds,
+        "picture_seconds": picture_seconds,
+    }
+
+
+def describe_time(planned: Mapping[str, Any]) -> str:
+    """A line of a `plan_time`."""
+    if planned["step_seconds"] is not None:
+        origin = f"{planned['step_seconds']:g} s a step, as given; text and decoding come on top"
     else:
-        seconds = work.pictures * picture_seconds
-        origin = f"{picture_seconds:.2g} s a picture, as measured in this run"
-    each = datetime.timedelta(seconds=round(seconds / workers))
-    return f"time: {each} (hours:minutes:seconds) on each of {workers} workers ({origin})"
+        origin = f"{planned['picture_seconds']:.2g} s a picture, as measured in this run"
+    each = datetime.timedelta(seconds=round(planned["seconds_each"]))
+    return f"time: {each} (hours:minutes:seconds) on each of {planned['workers']} workers ({origin})"

@@ -84,7 +84,7 @@ class Sweep:
         """features: "dino" and, where there is one, "clip". keep: takes every picture, to keep it or not."""
         self.painter, self.features, self.plan, self.folder = painter, features, plan, folder
         self.keep, self.progress = keep or (lambda reference, variant, picture: None), progress
-        self.done = 0
+        self.done, self.total = 0, self.pictures
         self.shared = SharedWork(
             folder, worker, lambda units: self._measure(units), self._enter, self._report, ("seconds", MEASURES[0])
         )
@@ -116,13 +116,14 @@ class Sweep:
         rounds = itertools.count()
 
         def measure(prompts: np.ndarray, variants: np.ndarray) -> np.ndarray:
+            # What was left out is no longer waited for.
+            self.total = self.done + (len(self.plan.prompts) - prompts[0]) * self.plan.seeds * len(variants)
             batches = self._batches(prompts.tolist(), variants.tolist())
             self.shared.finish(f"round{next(rounds):02d}", batches)
             return self.table["dino"].mean(axis=1)[np.ix_(prompts, variants)]
 
         run(elimination, len(self.plan.variants), measure)
-        # What was left out counts as done.
-        self.progress(self.pictures, self.pictures, self._what(""))
+        self.progress(self.done, self.done, self._what(""))
         return self._table()
 
     def _batches(self, prompts, variants) -> dict[int, np.ndarray]:
@@ -130,7 +131,7 @@ class Sweep:
 
     def _report(self, pictures: int, note: str) -> None:
         self.done += pictures
-        self.progress(self.done, self.pictures, self._what(note))
+        self.progress(self.done, self.total, self._what(note))
 
     def _what(self, note: str) -> str:
         return f"bypassing: {note or self._top()}"

@@ -7,6 +7,7 @@ import pytest
 from commandline import run
 
 from sflow_jax import read_layer_file
+from sflow_jax.commands.vital import describe
 from sflow_jax.storage.checkpoint import load_info
 
 
@@ -50,8 +51,10 @@ def test_saved_layers_become_vital(arguments, checkpoint, finished):
         (checkpoint / "model.json").write_text(before)
 
 
-def test_a_sweep_may_end_with_its_layer_file(arguments, finished, checkpoint, tmp_path):
-    assert run(*arguments, "--out", finished, "--top", 2, "--export", tmp_path / "layers.json") == 0
+def test_a_sweep_may_end_with_its_layer_file(arguments, finished, checkpoint, tmp_path, capsys):
+    capsys.readouterr()
+    assert run(*arguments, "--out", finished, "--top", 2, "--export", tmp_path / "layers.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["layers"][0]["clip"] is None
     content, scores = read_layer_file(tmp_path / "layers.json"), json.loads((finished / "scores.json").read_text())
     assert content.model.title == load_info(checkpoint).title and content.model.digest
     assert list(content.sets["vital"]) == scores["choice"]["layers"]
@@ -112,8 +115,10 @@ def test_a_full_size_dry_run_needs_no_files(capsys):
 
 
 def test_a_dry_run_takes_its_time_from_a_run_that_has_begun(arguments, finished, capsys):
-    assert run(*arguments, "--dry-run", "--out", finished) == 0
-    assert "as measured in this run" in capsys.readouterr().out
+    assert run(*arguments, "--dry-run", "--out", finished, "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["time"]["picture_seconds"] > 0 and planned["work"]["references"] == planned["prompts"]
+    assert "as measured in this run" in describe(planned)[-1]
 
 
 def test_one_device_needs_no_mesh(capsys, monkeypatch):

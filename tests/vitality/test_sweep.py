@@ -130,7 +130,11 @@ def test_workers_share_a_folder(flow, features, plan, whole, tmp_path):
 def test_adaptive_stops_early_and_keeps_to_its_rounds(flow, features, tmp_path):
     plan = SweepPlan(WORDS, 1, 2, 3.5, flow.info.canvas(64, 64), 4, make_variants(range(flow.layers), 2))
     far_below = Elimination(Rule("threshold", -5.0), len(WORDS))
-    table = sweep(flow, features, plan, tmp_path / "run").adaptive(far_below)
+    events, running = [], sweep(flow, features, plan, tmp_path / "run")
+    running.progress = lambda done, total, what: events.append((done, total))
+    table = running.adaptive(far_below)
+    # What is left out is no longer waited for: progress ends at its end.
+    assert events[0] == (0, running.pictures) and events[-1] == (far_below.rounds[0] * flow.layers,) * 2
     seen = ~np.isnan(table.values["dino"])
     assert seen[: far_below.rounds[0]].all() and not seen[far_below.rounds[0] :].any()
     assert all(name.startswith(("round00", "reference")) for name in parts(tmp_path / "run"))
