@@ -70,8 +70,8 @@ class EditTab:
     def _draw_source(self) -> None:
         example = EXAMPLE if self.studio.flow.painter.checkpoint == EMBEDDED else ("", "")
         self.photo = gr.Image(
-            type="filepath", image_mode=None, sources=["upload", "clipboard"], height=180, label="Photo (or none: it is painted)",
-            elem_id="photo", buttons=[],
+            type="filepath", image_mode=None, sources=["upload", "clipboard"], height=180,
+            label="Photo (or none: it is painted)", elem_id="photo", buttons=[],
         )  # fmt: skip
         self.source_note = gr.HTML("", visible=False)
         self.forget = gr.Button("Back to photo or prompt", size="sm", visible=False)
@@ -100,7 +100,7 @@ class EditTab:
         with gr.Accordion("Method and numbers (empty: the method's own)", open=False):
             self.method = gr.Dropdown(
                 [AUTOMATIC, *METHODS], value=AUTOMATIC, label="Method", elem_id="method",
-                info=f"automatic: {PHOTO_METHOD} for photos, reference where layers are set or the source is painted",
+                info=f"automatic: reference; {PHOTO_METHOD} for photos where nothing of the reference's is set",
             )  # fmt: skip
             self.about = gr.HTML("")
             with gr.Row():
@@ -175,7 +175,7 @@ class EditTab:
     def _stop(self, request: gr.Request) -> None:
         self.studio.desk.stop(request.session_hash)
 
-    def _paint(self, *values: Any, request: gr.Request) -> Iterator[Outputs]:
+    def _paint(self, request: gr.Request, *values: Any) -> Iterator[Outputs]:
         *fields, before, carried, brushed = values
         try:
             form = self._form(dict(zip(FIELDS, fields)), before, carried, brushed)

@@ -43,11 +43,11 @@ class Form:
     method: str = AUTOMATIC
     layers: str = OWN_LAYERS
     chosen: tuple[int, ...] = ()
-    strength: float | None = None
+    strength: float | int | None = None
     steps: int | None = None
-    guidance: float | None = None
-    nudge: float | None = None
-    seed: int = 0
+    guidance: float | int | None = None
+    nudge: float | int | None = None
+    seed: int | None = 0
     region: str = AUTOMATIC
     mask: str | None = None
     paste: bool = False

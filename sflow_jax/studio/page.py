@@ -11,7 +11,11 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
+from sflow_jax.settings import EMBEDDED  # noqa: E402
 from sflow_jax.studio.edit_tab import EditTab  # noqa: E402
+from sflow_jax.studio.layers_tab import LayersTab  # noqa: E402
+from sflow_jax.studio.learn_tab import LearnTab  # noqa: E402
+from sflow_jax.studio.parts import AT_ONCE  # noqa: E402
 from sflow_jax.studio.studio import Studio  # noqa: E402
 
 # Visitors that wait in line, and the largest file that they may bring.
@@ -44,6 +48,12 @@ def build(studio: Studio) -> gr.Blocks:
         gr.Markdown(f"# sflow studio\n{studio.flow.info.title}, {studio.flow.layers} layers")
         with gr.Tab("Edit"):
             EditTab(studio)
+        if studio.flow.painter.checkpoint == EMBEDDED:
+            with gr.Tab("Learn"):
+                learn = LearnTab(studio)
+            page.load(learn.draw, [learn.scene, learn.family], learn.drawn, **AT_ONCE)
+        with gr.Tab("Layers"):
+            LayersTab(studio)
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)
 
 

@@ -39,7 +39,7 @@ def watched(
     preview: gr.Image,
     finished: Callable[[Any], Outputs],
 ) -> Iterator[Outputs]:
-    """A page's outputs while work is done: progress and previews, then what it `finished` with, or why it did not."""
+    """A page's outputs while work is done: progress, previews, then what it `finished` with or why it did not."""
     yield {line: status("waiting for its turn"), preview: gr.update(value=None, visible=False)}
     over = {preview: gr.update(value=None, visible=False)}
     try:
@@ -83,7 +83,7 @@ def shown(picture: np.ndarray, across: int = 1) -> Image.Image:
 
 
 def bars_style(element: str, bars: Sequence[Bar]) -> str:
-    """The style that makes a group of choices, one a layer, a chart of bars: heights are vitality, blue is vital."""
+    """The style that makes a group of choices, one a layer, a chart: heights are vitality, vital ones are dark."""
     top = max([bar.vitality for bar in bars if bar.vitality is not None], default=1.0) or 1.0
     rules = []
     for bar in bars:

@@ -1,4 +1,4 @@
-"""What all visitors of a studio share: the model, who paints when, files, inversions, and the sweep that is open."""
+"""What all visitors of a studio share: the model, who paints when, files, inversions, the sweep that is open."""
 
 import functools
 from pathlib import Path
