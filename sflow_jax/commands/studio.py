@@ -38,6 +38,34 @@ from sflow_jax.settings import EMBEDDED, PaintingSettings
 @click.option(
     "--share", is_flag=True, help="Also a public address, by gradio's servers: who knows it can paint here."
 )
+def studio(chosen: Chosen, host: str, port: int | None, open_browser: bool, share: bool) -> None:
+    """Edit pictures, look at layers and learn, on a web page; without --model on the embedded model.
+
+    What is painted is gone with the studio unless it is downloaded. Needs: pip install "sflow_jax[studio]"
+    """
+    refuse_unused(["coordinator", "process"], "here: the studio is one process")
+    if importlib.util.find_spec("gradio") is None:
+        raise SettingError('the studio needs gradio; install it with: pip install "sflow_jax[studio]"')
+    check_address(host, port)
+    chosen = Chosen(chosen.model or EMBEDDED, chosen.placement, None, None)
+    chosen.check(PaintingSettings())
+    with tempfile.TemporaryDirectory(prefix="sflow-studio-") as folder:
+        # Where gradio keeps uploads; read when it is imported.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
+        from sflow_jax.studio.page import serve
+        from sflow_jax.studio.studio import Studio
+
+        say("loading the model …")
+        flow, _ = chosen.load()
+        shared = Studio(flow, Path(folder), reads_folders=is_loopback(host) and not share)
+        page, address = serve(shared, host=host, port=port, share=share, open_browser=open_browser)
+        say(f"the studio is at {address}; end it with Ctrl-C")
+        try:
+            threading.Event().wait()
+        finally:
+            page.close()
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can come to an address."""
     try:
