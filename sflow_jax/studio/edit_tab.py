@@ -22,14 +22,18 @@ from sflow_jax.studio.form import (
     LAYER_SETS,
     MOST_EDITS,
     MOST_STEPS,
+    NUMBERS,
     REGIONS,
     Form,
     open_result,
+    read_numbers,
 )
 from sflow_jax.studio.parts import AT_ONCE, LINE, Outputs, bars_note, bars_style, guarded, shown, status, watched
 from sflow_jax.studio.studio import Studio
 
 EXAMPLE = ("a sitting orange cat in the meadow", "a sitting orange cat with a red hat in the meadow")
+ABOUT_AUTOMATIC = f"reference; {PHOTO_METHOD} for photos where nothing of the reference's is set"
+ABOUT = {name: f"{paper}; {passes} passes; needs {wants}" for name, paper, passes, wants in describe_methods()}
 # The brush: what it covers may change.
 BRUSH = gr.Brush(default_size=40, colors=["#ff3b30"], default_color="#ff3b30", color_mode="fixed")
 # Fields of `Form` in the order of the page's inputs.
@@ -83,14 +87,15 @@ class EditTab:
             self.paint = gr.Button("Edit", variant="primary", elem_id="paint")
             self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
             self.open = gr.UploadButton(
-                "Open a result", file_types=[".png", ".json"], elem_id="open", min_width=120
+                "Open a result", file_types=[".png", ".json"], elem_id="open", min_width=150
             )
+        self.line = gr.HTML(status("ready"), elem_id="status")
 
     def _draw_layers(self) -> None:
         bars = self.studio.bars()
         with gr.Accordion("Layers that take the source's keys and values", open=True):
             self.layers = gr.Radio(LAYER_SETS, value=LAYER_SETS[0], label="Which layers", elem_id="layer-set")
-            self.style = gr.HTML(bars_style("layers", bars))
+            self.style = gr.HTML(bars_style("layers", bars), elem_classes="styling")
             self.chosen = gr.CheckboxGroup(
                 [(str(bar.layer), bar.layer) for bar in bars], label=f"Layers ({bars_note(bars)})",
                 elem_id="layers", elem_classes="bars",
@@ -100,19 +105,17 @@ class EditTab:
         with gr.Accordion("Method and numbers (empty: the method's own)", open=False):
             self.method = gr.Dropdown(
                 [AUTOMATIC, *METHODS], value=AUTOMATIC, label="Method", elem_id="method",
-                info=f"automatic: reference; {PHOTO_METHOD} for photos where nothing of the reference's is set",
+                info=ABOUT_AUTOMATIC,
             )  # fmt: skip
-            self.about = gr.HTML("")
             with gr.Row():
-                self.strength = gr.Number(
-                    None, label="Strength, 0 to 1", minimum=0, maximum=1, step=0.1, min_width=90
-                )
-                self.steps = gr.Number(
-                    None, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS, min_width=90, elem_id="steps"
-                )
-                self.guidance = gr.Number(None, label="Guidance", step=0.5, min_width=90)
-                self.nudge = gr.Number(None, label="Nudge (photos)", step=0.05, min_width=90)
-                self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
+                self.strength = self._number("Strength", "0 to 1")
+                self.steps = self._number("Steps", f"1 to {MOST_STEPS}")
+                self.guidance = self._number("Guidance")
+                self.nudge = self._number("Nudge", "of photos")
+                self.seed = self._number("Seed", "0")
+
+    def _number(self, label: str, hint: str = "") -> gr.Textbox:
+        return gr.Textbox(label=label, placeholder=hint, min_width=84, elem_id=label.lower(), max_lines=1)
 
     def _draw_region(self) -> None:
         with gr.Accordion("Where it may change", open=False, elem_id="where"):
@@ -126,7 +129,6 @@ class EditTab:
 
     def _draw_results(self) -> None:
         hard = ["hard"] if self.studio.small else []
-        self.line = gr.HTML(status("ready"), elem_id="status")
         self.preview = gr.Image(label="So far", visible=False, height=220, buttons=[], elem_id="preview")
         self.slider = gr.ImageSlider(
             type="filepath",
@@ -167,7 +169,7 @@ class EditTab:
         )
         self.layers.input(self._preset, self.layers, [self.line, self.chosen], **AT_ONCE)
         self.chosen.input(lambda: CHOSEN_LAYERS, None, self.layers, **AT_ONCE)
-        self.method.change(self._describe, self.method, self.about, **AT_ONCE)
+        self.method.change(self._describe, self.method, self.method, **AT_ONCE)
 
     def _ask(self, request: gr.Request) -> None:
         self.studio.desk.ask(request.session_hash)
@@ -191,6 +193,7 @@ class EditTab:
 
     def _form(self, fields: dict[str, Any], before: Any, carried: dict[str, Any], brushed: Any) -> Form:
         """The page's fields as a form; files that were brought are kept under their checksums."""
+        fields |= read_numbers(fields)
         photo = None if before else fields["photo"]
         fields["photo"] = None if photo is None else self.studio.store.photo(photo)
         fields["chosen"] = tuple(sorted(fields["chosen"]))
@@ -255,6 +258,7 @@ class EditTab:
     def _opened(self, form: Form, note: str) -> Outputs:
         photo = None if form.photo is None else self.studio.store.photo(form.photo)
         values = {name: getattr(form, name) for name in FIELDS} | {"chosen": list(form.chosen), "photo": photo}
+        values |= {name: "" if values[name] is None else str(values[name]) for name in NUMBERS}
         before = None if form.before is None else (form.before, form.row)
         carried = {**form.carried, "mask": form.mask} if form.carried else {}
         return {
@@ -276,11 +280,8 @@ class EditTab:
             return {self.chosen: gr.update()}
         return guarded(self.line, lambda: {self.chosen: list(self.studio.flow.resolve_layers(name))})
 
-    def _describe(self, method: str) -> str:
-        rows = {
-            name: f"{paper}; {passes} passes; needs {wants}" for name, paper, passes, wants in describe_methods()
-        }
-        return rows.get(method, "")
+    def _describe(self, method: str) -> Outputs:
+        return {self.method: gr.update(info=ABOUT.get(method, ABOUT_AUTOMATIC))}
 
 
 def _mask(brushed: dict[str, Any] | None) -> Any:

@@ -20,6 +20,7 @@ AUTOMATIC, BRUSHED = "automatic", "brushed"
 OWN_LAYERS, CHOSEN_LAYERS = "the method's own", "chosen"
 LAYER_SETS = (OWN_LAYERS, "vital", "all", "none", CHOSEN_LAYERS)
 REGIONS = (AUTOMATIC, "none", "auto", BRUSHED)
+NUMBERS = {"strength": float, "steps": int, "guidance": float, "nudge": float, "seed": int}
 # Settings that the page shows; a record's others come along until the method is changed, sizes until the photo is.
 SHOWN = ("method", "layers", "steps", "guidance", "seed", "nudge", "region", "paste")
 
@@ -43,11 +44,11 @@ class Form:
     method: str = AUTOMATIC
     layers: str = OWN_LAYERS
     chosen: tuple[int, ...] = ()
-    strength: float | int | None = None
+    strength: float | None = None
     steps: int | None = None
-    guidance: float | int | None = None
-    nudge: float | int | None = None
-    seed: int | None = 0
+    guidance: float | None = None
+    nudge: float | None = None
+    seed: int = 0
     region: str = AUTOMATIC
     mask: str | None = None
     paste: bool = False
@@ -94,6 +95,19 @@ class Form:
         if carried.pop("photo") != photo:
             carried.pop("height"), carried.pop("width")
         return carried
+
+
+def read_numbers(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The page's numbers, written as text so that empty can mean the method's own; SettingError for other texts."""
+    numbers = {}
+    for name, kind in NUMBERS.items():
+        text = texts[name].strip()
+        try:
+            numbers[name] = kind(text) if text else getattr(Form, name)
+        except ValueError as error:
+            wanted = "a whole number" if kind is int else "a number"
+            raise SettingError(f"`{name}` must be {wanted}, or empty, found {text!r:.40}") from error
+    return numbers
 
 
 Brought = Callable[[str], str | None]

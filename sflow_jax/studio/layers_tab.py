@@ -61,7 +61,7 @@ class LayersTab:
     def _draw_layer(self) -> None:
         bars = self.studio.bars()
         choices = [(str(bar.layer), bar.layer) for bar in bars]
-        self.style = gr.HTML(bars_style("layer", bars) + bars_style("bypass", bars))
+        self.style = gr.HTML(bars_style("layer", bars) + bars_style("bypass", bars), elem_classes="styling")
         self.layer = gr.Radio(
             choices, label="Click a layer: its pictures in the sweep", elem_id="layer", elem_classes="bars"
         )

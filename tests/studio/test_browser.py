@@ -61,7 +61,7 @@ def page(browser, studio):
 
 def set_steps(page, steps: int) -> None:
     page.get_by_text("Method and numbers").click()
-    page.fill("#steps input", str(steps))
+    page.fill("#steps textarea, #steps input", str(steps))
 
 
 def edit(page) -> None:

@@ -18,7 +18,7 @@ from sflow_jax.results import Edit, Turn
 from sflow_jax.settings import EditSettings
 from sflow_jax.studio.desk import Desk, Done, Watch
 from sflow_jax.studio.edits import MOST_INVERSIONS, Inversions, difference, paint_edit
-from sflow_jax.studio.form import AUTOMATIC, BRUSHED, MOST_EDITS, MOST_STEPS, Form, open_result
+from sflow_jax.studio.form import AUTOMATIC, BRUSHED, MOST_EDITS, MOST_STEPS, Form, open_result, read_numbers
 from sflow_jax.studio.known import answer, draw_edit
 from sflow_jax.studio.layers import bars, open_run, paint_without, pictures_without, sweep
 from sflow_jax.studio.studio import Studio
@@ -172,6 +172,13 @@ def test_large_photos_are_painted_at_the_models_size_and_large_records_refused(s
     form = Form(**GOOD, method=method.name, carried=carried | {"method": method})
     with pytest.raises(SettingError, match="512×512 is too large here"):
         paint_edit(studio.flow, form, studio.inversions, Seen().watch)
+
+
+def test_numbers_are_read_from_text():
+    texts = {"strength": "", "steps": " 12 ", "guidance": "2.5", "nudge": "", "seed": ""}
+    assert read_numbers(texts) == {"strength": None, "steps": 12, "guidance": 2.5, "nudge": None, "seed": 0}
+    with pytest.raises(SettingError, match="steps must be a whole number, or empty, found '2.5'"):
+        read_numbers({**texts, "steps": "2.5"})
 
 
 # ---- painting
