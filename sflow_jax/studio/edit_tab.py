@@ -207,7 +207,8 @@ class EditTab:
         edit, folder = saved
         last = Shown(str(folder), picture_files(folder, len(edit.images) - 1), edit.captions)
         archive = self.studio.store.archive(folder)
-        about = f"done: {edit.settings.method}, {edit.settings.steps} steps, layers {list(edit.layers)}"
+        layers = ", ".join(map(str, edit.layers)) or "none"
+        about = f"done: {edit.settings.method}, {edit.settings.steps} steps, layers: {layers}"
         return {
             **self._look(last),
             self.line: status(about),

@@ -74,7 +74,7 @@ def test_edits_are_painted_reopened_and_gone_on_from(page, studio, tmp_path):
     page.click("#layers label:nth-of-type(2)")
     assert page.is_checked("#layer-set label:has-text('chosen') input")
     edit(page)
-    assert "layers [1]" in page.inner_text("#status")
+    assert "layers: 1" in page.inner_text("#status")
     assert page.locator("#gallery button img").count() == 2
     with page.expect_download() as download:
         page.click("#picture")

@@ -1,5 +1,6 @@
 """The studio without its page: who paints when, what the form asks for, and results that are opened again."""
 
+import functools
 import json
 import queue
 import threading
@@ -14,7 +15,7 @@ from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import to_unit
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.progress import Stopped
-from sflow_jax.results import Edit, Turn
+from sflow_jax.results import Edit, Inversion, Turn
 from sflow_jax.settings import EditSettings
 from sflow_jax.studio.desk import Desk, Done, Watch
 from sflow_jax.studio.edits import MOST_INVERSIONS, Inversions, difference, paint_edit
@@ -203,8 +204,13 @@ def test_a_photo_is_inverted_once_and_painted_as_without_reuse(studio, photo_fil
 
 def test_only_the_last_inversions_are_kept():
     inversions, made = Inversions(), []
+
+    def invert(key: int) -> Inversion:
+        made.append(key)
+        return Inversion(np.zeros((2, 1, 1), np.float32), np.array([0.0, 1.0], np.float32), {})
+
     for key in [*range(MOST_INVERSIONS + 1), 1, 0]:
-        inversions.of(key, lambda key=key: made.append(key))
+        inversions.of(key, functools.partial(invert, key))
     assert made == [*range(MOST_INVERSIONS + 1), 0]
 
 
