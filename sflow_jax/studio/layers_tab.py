@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from sflow_jax.errors import SettingError
 from sflow_jax.settings import EMBEDDED
 from sflow_jax.studio.layers import (
     MOST_PROMPTS,
@@ -51,7 +52,9 @@ class LayersTab:
                 elem_id="sweep-prompts",
             )
             self.steps = gr.Number(4, label="Steps", precision=0, minimum=1, maximum=MOST_SWEEP_STEPS, min_width=80)
-            self.features = gr.Textbox(label="DINOv2 (a converted folder)", visible=not self.embedded)
+            self.features = gr.Textbox(
+                label="DINOv2 (a converted folder)", visible=not self.embedded and self.studio.reads_folders
+            )
             self.run = gr.Button("Run a small sweep", variant="primary", elem_id="sweep")
             self.stop = gr.Button("Stop", min_width=80)
         with gr.Row(visible=self.studio.reads_folders):
@@ -111,12 +114,22 @@ class LayersTab:
 
     def _sweep(self, prompts: int, steps: int, features: str, request: gr.Request) -> Iterator[Outputs]:
         def work(watch):
+            self._check_folder(features)
             return sweep(self.studio.flow, self.studio.store.folder, prompts, steps, features or None, watch)
 
         yield from watched(self.studio.desk, request.session_hash, work, self.line, self.preview, self._swept)
 
     def _open(self, folder: str) -> Outputs:
-        return guarded(self.line, lambda: {**self._swept(open_run(folder)), self.line: status("opened")})
+        def opened() -> Outputs:
+            self._check_folder(folder)
+            return {**self._swept(open_run(folder)), self.line: status("opened")}
+
+        return guarded(self.line, opened)
+
+    def _check_folder(self, folder: str) -> None:
+        """SettingError where a visitor from elsewhere names a folder of this machine."""
+        if folder and not self.studio.reads_folders:
+            raise SettingError("folders are opened only where the studio serves this machine alone")
 
     def _swept(self, opened: Opened) -> Outputs:
         """The sweep's chart; its bars are every later page's where it is of this model."""

@@ -20,6 +20,8 @@ from sflow_jax.studio.studio import Studio  # noqa: E402
 
 # Visitors that wait in line, and the largest file that they may bring.
 MOST_WAITING, LARGEST_FILE = 20, "40mb"
+# Seconds: how often uploads are looked at, and how old they may be.
+CLEANED = (3600, 86_400)
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 # The browser itself refuses whatever a page would fetch from another host.
 OWN_HOST = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
@@ -44,7 +46,7 @@ class OwnHostOnly:
 
 def build(studio: Studio) -> gr.Blocks:
     """The page; Learn is there for the embedded model alone, whose right answers are known."""
-    with gr.Blocks(title="sflow studio", analytics_enabled=False) as page:
+    with gr.Blocks(title="sflow studio", analytics_enabled=False, delete_cache=CLEANED) as page:
         gr.Markdown(f"# sflow studio\n{studio.flow.info.title}, {studio.flow.layers} layers")
         with gr.Tab("Edit"):
             EditTab(studio)

@@ -48,7 +48,8 @@ def watched(
                 yield {line: status("done"), **over, **finished(moment.result)}
                 return
             share = moment.done / moment.total if moment.total else None
-            outputs = {line: status(f"{moment.what} {moment.done}/{moment.total}", share)}
+            counted = f" {moment.done}/{moment.total}" if moment.total else ""
+            outputs = {line: status(f"{moment.what}{counted}", share)}
             if moment.pictures is not None:
                 outputs[preview] = gr.update(value=row_of(moment.pictures), visible=True)
             yield outputs

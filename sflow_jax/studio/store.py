@@ -60,4 +60,7 @@ class Store:
         """All files of a result in one ZIP."""
         archive = self.folder / "archives" / f"edit-{folder.name}"
         archive.parent.mkdir(parents=True, exist_ok=True)
-        return shutil.make_archive(str(archive), "zip", folder)
+        made = shutil.make_archive(str(archive), "zip", folder)
+        for old in sorted(archive.parent.iterdir())[:-MOST_RESULTS]:
+            old.unlink()
+        return made
