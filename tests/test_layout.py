@@ -118,6 +118,7 @@ GENERAL = (
     "storage",
     "measures",
     "evaluation",
+    "studio",
 )
 NAMES_OF_ONE_FAMILY = ("flux", "double", "single_blocks", "t5", "pooled", "schnell", "krea")
 

@@ -161,7 +161,7 @@ class EditTab:
         self.gallery.select(self._pick, self.last, results, **AT_ONCE)
         self.onward.click(self._go_on, self.last, [self.prompt, *source], **AT_ONCE)
         self.forget.click(self._forget, None, source, **AT_ONCE)
-        self.photo.upload(self._forget, None, source, **AT_ONCE)
+        self.photo.upload(lambda: {**self._forget(), self.brush: None}, None, [*source, self.brush], **AT_ONCE)
         opened = [self.line, *self.fields.values(), *source, self.carried]
         self.open.upload(self._open, [self.open, self.photo], opened, **AT_ONCE)
         self.load.click(

@@ -19,6 +19,8 @@ api = pytest.importorskip("playwright.sync_api", reason="playwright is not insta
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium in PATH")
 # Milliseconds: a first edit compiles.
 PATIENCE = 240_000
+# Hosts that anything in this process looked up while the studio ran.
+ASKED = set()
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,10 @@ def studio(tmp_path_factory):
     """The studio on the embedded model, and its address."""
     folder = tmp_path_factory.mktemp("studio")
     with pytest.MonkeyPatch.context() as patch:
+        find = socket.getaddrinfo
+        patch.setattr(
+            socket, "getaddrinfo", lambda host, *more, **how: (ASKED.add(host), find(host, *more, **how))[1]
+        )
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
         from sflow_jax.studio.page import serve
         from sflow_jax.studio.studio import Studio
@@ -158,6 +164,7 @@ def test_only_this_machine_is_served_and_nobody_is_told(studio):
     address = urllib.request.urlopen(studio[1])
     assert "default-src 'self'" in address.headers["Content-Security-Policy"]
     assert gradio.analytics.analytics_enabled() is False
+    assert ASKED <= {"127.0.0.1", "localhost", "::1", "", None, socket.gethostname()}
     port = int(studio[1].rstrip("/").rsplit(":", 1)[1])
     others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for host in others - {"127.0.0.1"}:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sflow_jax.editing.methods import METHODS
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import to_unit
 from sflow_jax.pipeline import StableFlow
@@ -19,7 +20,7 @@ from sflow_jax.results import Edit, Inversion, Turn
 from sflow_jax.settings import EditSettings
 from sflow_jax.studio.desk import Desk, Done, Watch
 from sflow_jax.studio.edits import MOST_INVERSIONS, Inversions, difference, paint_edit
-from sflow_jax.studio.form import AUTOMATIC, BRUSHED, MOST_EDITS, MOST_STEPS, Form, open_result, read_numbers
+from sflow_jax.studio.form import BRUSHED, MOST_EDITS, MOST_STEPS, Form, open_result, read_numbers
 from sflow_jax.studio.known import answer, draw_edit
 from sflow_jax.studio.layers import bars, open_run, paint_without, pictures_without, sweep
 from sflow_jax.studio.studio import Studio
@@ -165,12 +166,10 @@ def test_bad_forms_say_what_is_wrong(studio, fields, message):
         paint_edit(studio.flow, Form(**fields), Inversions(), Seen().watch)
 
 
-def test_large_photos_are_painted_at_the_models_size_and_large_records_refused(studio):
-    carried = {"method": None, "height": 512, "width": 512, "photo": None}
-    form = Form(**GOOD, method=AUTOMATIC, carried={})
-    assert form.settings().height is None
-    method = paint(studio, Form(**GOOD, steps=1))[0].method
-    form = Form(**GOOD, method=method.name, carried=carried | {"method": method})
+def test_sizes_of_an_opened_record_hold_for_its_method_and_are_bounded(studio):
+    carried = {"method": METHODS["coupled"], "height": 512, "width": 512, "photo": None}
+    assert Form(**GOOD, method="reference", carried=carried).settings().height is None
+    form = Form(**GOOD, method="coupled", carried=carried)
     with pytest.raises(SettingError, match="512×512 is too large here"):
         paint_edit(studio.flow, form, studio.inversions, Seen().watch)
 
@@ -196,9 +195,11 @@ def test_a_photo_is_inverted_once_and_painted_as_without_reuse(studio, photo_fil
     np.testing.assert_array_equal(edit.images, direct.images)
     names = ("source", "image", "image_checksum", "layers", "steps", "nudge", "method", "method_settings")
     assert {name: edit.record[name] for name in names} == {name: direct.record[name] for name in names}
-    other = Form(prompt="a cat", edits="a red dog", photo=photo_file, method="reference", layers="all", steps=2)
+    other = Form(
+        prompt="a cat", edits="snow\na red dog", photo=photo_file, method="reference", layers="all", steps=2
+    )
     assert "inverting" not in paint(studio, other)[2]
-    again = Form(prompt="a red cat", edits="a dog", photo=photo_file, method="reference", steps=2)
+    again = Form(prompt="a red cat", edits=EDITS, photo=photo_file, method="reference", steps=2)
     assert "inverting" in paint(studio, again)[2]
 
 
@@ -236,7 +237,7 @@ def test_a_brushed_mask_bounds_the_edit_and_comes_along(studio, photo_file):
     brushed = np.zeros((96, 128), bool)
     brushed[:, :64] = True
     form = Form(
-        prompt="a cat", edits="a dog", photo=studio.store.photo(photo_file), method="coupled", steps=2,
+        prompt="a cat", edits=EDITS, photo=studio.store.photo(photo_file), method="coupled", steps=2,
         region=BRUSHED, mask=studio.store.mask(brushed), paste=True,
     )  # fmt: skip
     edit, folder, _ = paint(studio, form)
@@ -249,12 +250,12 @@ def test_a_brushed_mask_bounds_the_edit_and_comes_along(studio, photo_file):
 
 def test_an_edit_becomes_the_next_source(studio):
     edit, folder, _ = paint(studio, Form(prompt="a cat", edits=EDITS, steps=2))
-    form = Form(
-        prompt="a dog", edits="a red dog", before=str(folder / "edit.json"), row=1, method="coupled", steps=2
-    )
+    form = Form(prompt="a dog", edits=EDITS, before=str(folder / "edit.json"), row=1, method="coupled", steps=2)
     following, onward, _ = paint(studio, form)
     latents = Turn.load(folder).latents[1]
-    direct = studio.flow.edit("a dog", ["a red dog"], latents=latents, method="coupled", steps=2, progress=False)
+    direct = studio.flow.edit(
+        "a dog", form.edit_prompts, latents=latents, method="coupled", steps=2, progress=False
+    )
     np.testing.assert_array_equal(following.images, direct.images)
     assert following.record["continue"] == str(folder / "edit.json") and following.record["pick"] == 1
     np.testing.assert_array_equal(paint(studio, reopened(studio, onward / "edit.json"))[0].images, direct.images)
@@ -262,7 +263,7 @@ def test_an_edit_becomes_the_next_source(studio):
 
 def test_results_that_cannot_be_opened_say_why(studio, photo_file, tmp_path):
     own = studio.store.photo(photo_file)
-    _, folder, _ = paint(studio, Form(prompt="a cat", edits="a dog", photo=own, method="coupled", steps=2))
+    _, folder, _ = paint(studio, Form(prompt="a cat", edits=EDITS, photo=own, method="coupled", steps=2))
     record = json.loads((folder / "edit.json").read_text())
 
     def changed(**values) -> Path:
