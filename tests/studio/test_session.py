@@ -270,16 +270,16 @@ def test_results_that_cannot_be_opened_say_why(studio, photo_file, tmp_path):
         (tmp_path / "changed.json").write_text(json.dumps(record | values))
         return tmp_path / "changed.json"
 
-    for path, message in (
-        (changed(image=photo_file, image_checksum="0" * 32), "has changed since: load that photo"),
-        (changed(image=str(tmp_path / "nowhere.png"), image_checksum="0" * 32), "is not there"),
-        (changed(image="/etc/passwd", image_checksum=None), "does not say what its passwd held"),
-        (changed(image="gs://somewhere/photo.png", image_checksum="0" * 32), "opened only if you name it"),
-        (changed(region_shape={"grow": 1}), "made elsewhere"),
-        (Path(photo_file), "holds no record"),
+    for values, message in (
+        ({"image": photo_file, "image_checksum": "0" * 32}, "has changed since: load that photo"),
+        ({"image": str(tmp_path / "nowhere.png"), "image_checksum": "0" * 32}, "is not there"),
+        ({"image": "/etc/passwd", "image_checksum": None}, "does not say what its passwd held"),
+        ({"image": "gs://somewhere/photo.png", "image_checksum": "0" * 32}, "opened only if you name it"),
+        ({"region_shape": {"grow": 1}}, "made elsewhere"),
+        ({"command": "magic"}, "holds no record"),
     ):
         with pytest.raises(ValueError, match=message):
-            reopened(studio, path)
+            reopened(studio, changed(**values))
     # What was brought is found by its content, wherever it was.
     moved = changed(image=str(tmp_path / "nowhere.png"))
     assert reopened(studio, moved).photo == own
