@@ -28,7 +28,7 @@ from sflow_jax.studio.form import (
     open_result,
     read_numbers,
 )
-from sflow_jax.studio.parts import AT_ONCE, LINE, Outputs, bars_note, bars_style, guarded, shown, status, watched
+from sflow_jax.studio.parts import AT_ONCE, Outputs, bars_note, bars_style, guarded, in_line, shown, status, watched
 from sflow_jax.studio.studio import Studio
 
 EXAMPLE = ("a sitting orange cat in the meadow", "a sitting orange cat with a red hat in the meadow")
@@ -156,8 +156,7 @@ class EditTab:
         results = [self.line, self.preview, self.slider, self.gallery, self.difference, self.last, self.onward,
                    self.download, self.picture]  # fmt: skip
         source = [self.before, self.source_note, self.forget]
-        self.paint.click(self._ask, **AT_ONCE).then(self._paint, inputs, results, **LINE)
-        self.stop.click(self._stop, **AT_ONCE)
+        in_line(self.studio.desk, self.paint, self.stop, self._paint, inputs, results)
         self.gallery.select(self._pick, self.last, results, **AT_ONCE)
         self.onward.click(self._go_on, self.last, [self.prompt, *source], **AT_ONCE)
         self.forget.click(self._forget, None, source, **AT_ONCE)
@@ -170,12 +169,6 @@ class EditTab:
         self.layers.input(self._preset, self.layers, [self.line, self.chosen], **AT_ONCE)
         self.chosen.input(lambda: CHOSEN_LAYERS, None, self.layers, **AT_ONCE)
         self.method.change(self._describe, self.method, self.method, **AT_ONCE)
-
-    def _ask(self, request: gr.Request) -> None:
-        self.studio.desk.ask(request.session_hash)
-
-    def _stop(self, request: gr.Request) -> None:
-        self.studio.desk.stop(request.session_hash)
 
     def _paint(self, request: gr.Request, *values: Any) -> Iterator[Outputs]:
         *fields, before, carried, brushed = values

@@ -19,7 +19,7 @@ from sflow_jax.studio.layers import (
     pictures_without,
     sweep,
 )
-from sflow_jax.studio.parts import AT_ONCE, LINE, Outputs, bars_note, bars_style, guarded, shown, status, watched
+from sflow_jax.studio.parts import AT_ONCE, Outputs, bars_note, bars_style, guarded, in_line, shown, status, watched
 from sflow_jax.studio.studio import Studio
 from sflow_jax.vitality.charts import to_inline_svg, vitality_chart
 
@@ -95,22 +95,13 @@ class LayersTab:
 
     def _connect(self) -> None:
         swept = [self.line, self.preview, self.opened, self.chart, self.style, self.layer, self.pictures]
-        self.run.click(self._ask, **AT_ONCE).then(
-            self._sweep, [self.prompts, self.steps, self.features], swept, **LINE
-        )
-        self.stop.click(self._stop, **AT_ONCE)
+        asked = [self.prompts, self.steps, self.features]
+        in_line(self.studio.desk, self.run, self.stop, self._sweep, asked, swept)
         self.open.click(self._open, self.folder, swept, **AT_ONCE)
         self.layer.input(self._look, [self.opened, self.layer], [self.line, self.pictures], **AT_ONCE)
         painted = [self.line, self.preview, self.whole, self.without]
-        self.paint.click(self._ask, **AT_ONCE).then(
-            self._paint, [self.prompt, self.bypass, self.seed], painted, **LINE
-        )
-
-    def _ask(self, request: gr.Request) -> None:
-        self.studio.desk.ask(request.session_hash)
-
-    def _stop(self, request: gr.Request) -> None:
-        self.studio.desk.stop(request.session_hash)
+        bypass = [self.prompt, self.bypass, self.seed]
+        in_line(self.studio.desk, self.paint, self.stop, self._paint, bypass, painted)
 
     def _sweep(self, prompts: int, steps: int, features: str, request: gr.Request) -> Iterator[Outputs]:
         def work(watch):

@@ -8,7 +8,7 @@ import gradio as gr
 
 from sflow_jax.editing.methods import METHODS, PHOTO_METHOD
 from sflow_jax.studio.known import Outcome, answer, draw_edit
-from sflow_jax.studio.parts import AT_ONCE, LINE, Outputs, shown, status, watched
+from sflow_jax.studio.parts import AT_ONCE, Outputs, in_line, shown, status, watched
 from sflow_jax.studio.studio import Studio
 from sflow_jax.toyworld.edits import EDIT_FAMILIES
 
@@ -57,8 +57,7 @@ class LearnTab:
             choice.change(self.draw, [self.scene, self.family], self.drawn, **AT_ONCE)
         outputs = [self.line, self.preview, self.painted, self.right, self.outcome]
         inputs = [self.scene, self.family, self.method, self.layers]
-        self.edit.click(self._ask, **AT_ONCE).then(self._answer, inputs, outputs, **LINE)
-        self.stop.click(self._stop, **AT_ONCE)
+        in_line(self.studio.desk, self.edit, self.stop, self._answer, inputs, outputs)
 
     @property
     def drawn(self) -> list[Any]:
@@ -74,12 +73,6 @@ class LearnTab:
         return {
             self.captions: lines, self.source: source, self.painted: None, self.right: None, self.outcome: "",
         }  # fmt: skip
-
-    def _ask(self, request: gr.Request) -> None:
-        self.studio.desk.ask(request.session_hash)
-
-    def _stop(self, request: gr.Request) -> None:
-        self.studio.desk.stop(request.session_hash)
 
     def _answer(
         self, scene: int | None, family: str, method: str, layers: str, request: gr.Request

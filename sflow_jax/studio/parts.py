@@ -31,6 +31,21 @@ def status(text: str, share: float | None = None, problem: bool = False) -> str:
     return f'<div class="{kind}" role="{role}">{html.escape(text)}</div>{bar}'
 
 
+def in_line(
+    desk: Desk, start: gr.Button, stop: gr.Button, work: Callable, inputs: list[Any], outputs: list[Any]
+) -> None:
+    """One button starts a visitor's work, which waits for its turn; the other ends it, waiting or running."""
+
+    def ask(request: gr.Request) -> None:
+        desk.ask(request.session_hash)
+
+    def end(request: gr.Request) -> None:
+        desk.stop(request.session_hash)
+
+    start.click(ask, **AT_ONCE).then(work, inputs, outputs, **LINE)
+    stop.click(end, **AT_ONCE)
+
+
 def watched(
     desk: Desk,
     visitor: str,

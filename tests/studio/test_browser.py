@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason="the studio's extra is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium in PATH")
 # Milliseconds: a first edit compiles.
-PATIENCE = 240_000
+PATIENCE = 400_000
 # Hosts that anything in this process looked up while the studio ran.
 ASKED = set()
 
@@ -78,7 +78,7 @@ def edit(page) -> None:
 def test_edits_are_painted_reopened_and_gone_on_from(page, studio, tmp_path):
     set_steps(page, 3)
     page.click("#layers label:nth-of-type(2)")
-    assert page.is_checked("#layer-set label:has-text('chosen') input")
+    page.wait_for_selector("#layer-set label:has-text('chosen') input:checked")
     edit(page)
     assert "layers: 1" in page.inner_text("#status")
     assert page.locator("#gallery button img").count() == 2
