@@ -46,7 +46,7 @@ def paint_edit(flow: StableFlow, form: Form, inversions: Inversions, watch: Watc
     settings, prompts = form.settings(), form.edit_prompts
     if form.before is not None:
         return _paint_turn(flow, form, settings, watch)
-    canvas = canvas_of_photo(flow.painter, settings, form.photo)
+    canvas = canvas_of_photo(flow.info, settings, form.photo)
     check_size(flow, canvas)
     about, source = {}, {"image": form.photo}
     method = choose_method(flow.painter, Request(form.prompt, prompts, form.photo, None, None, settings))
