@@ -97,11 +97,12 @@ class Form:
         return carried
 
 
-def read_numbers(texts: Mapping[str, str]) -> dict[str, Any]:
+def read_numbers(texts: Mapping[str, Any]) -> dict[str, Any]:
     """The page's numbers, written as text so that empty can mean the method's own; SettingError for other texts."""
     numbers = {}
     for name, kind in NUMBERS.items():
-        text = texts[name].strip()
+        # A field that was never shown is None.
+        text = (texts[name] or "").strip()
         try:
             numbers[name] = kind(text) if text else getattr(Form, name)
         except ValueError as error:

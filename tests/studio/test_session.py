@@ -175,7 +175,7 @@ def test_sizes_of_an_opened_record_hold_for_its_method_and_are_bounded(studio):
 
 
 def test_numbers_are_read_from_text():
-    texts = {"strength": "", "steps": " 12 ", "guidance": "2.5", "nudge": "", "seed": ""}
+    texts = {"strength": "", "steps": " 12 ", "guidance": "2.5", "nudge": "", "seed": None}
     assert read_numbers(texts) == {"strength": None, "steps": 12, "guidance": 2.5, "nudge": None, "seed": 0}
     with pytest.raises(SettingError, match="steps must be a whole number, or empty, found '2.5'"):
         read_numbers({**texts, "steps": "2.5"})
