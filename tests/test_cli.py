@@ -106,7 +106,7 @@ def test_mesh_is_taken(wide_checkpoint, tmp_path):
     assert run("generate", "--model", wide_checkpoint, *arguments) == 0
 
 
-@pytest.mark.parametrize("command", ["generate", "edit", "invert", "info"])
+@pytest.mark.parametrize("command", ["generate", "edit", "invert", "info", "studio"])
 def test_help_teaches(command, capsys):
     assert run(command, "--help") == 0
     assert f"sflow {command} " in capsys.readouterr().out

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families",
     "storage", "measures", "records", "results", "convert", "catalogue", "painter", "editing", "planning", "runs",
-    "reports", "toyworld", "vitality", "atlas", "pipeline", "evaluation", "commands",
+    "reports", "toyworld", "vitality", "atlas", "pipeline", "evaluation", "studio",
+    "commands",
 )  # fmt: skip
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
 LATE = {
@@ -117,6 +118,7 @@ GENERAL = (
     "storage",
     "measures",
     "evaluation",
+    "studio",
 )
 NAMES_OF_ONE_FAMILY = ("flux", "double", "single_blocks", "t5", "pooled", "schnell", "krea")
 

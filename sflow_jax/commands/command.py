@@ -37,6 +37,7 @@ GROUPS = {
         "model", "dtype", "attention", "mesh", "quantisation", "quantize", "offload", "text_encoder", "batch",
         "edits_at_once", "coordinator", "process", "worker",
     ),
+    "Page": ("host", "port", "open_browser", "share"),
     "Results": (
         "out", "keep_images", "dry_run", "step_seconds", "save", "force", "unsave", "export", "overwrite", "json",
     ),

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "Generate pictures of prompts.",
     "info": "What a checkpoint is, and what it takes on a machine.",
     "invert": "Invert a photo, for many edits.",
+    "studio": "A web page to edit in.",
     "vital": "Find a model's vital layers.",
 }
 

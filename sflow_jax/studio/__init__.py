@@ -1,0 +1,1 @@
+"""The studio: a web page to edit in. Only its pages (`page`, `*_tab`, `parts`) import gradio."""
