@@ -1,0 +1,63 @@
+"""The documentation: code blocks run, links lead somewhere, and the package carries what it says."""
+
+import tomllib
+
+import pytest
+from pages import PAGES, ROOT, RUNNABLE, anchors, blocks, execute, links
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+# Of the blocks that no comment excuses.
+RUN = [page for page in PAGES if any(b.language in RUNNABLE and not b.reason for b in blocks(page))]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A cache where the embedded model is converted once for all pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_code_blocks_run(page, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(page):
+        if block.language in RUNNABLE and not block.reason:
+            execute(block, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in links(page):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (page.parent / file).resolve() if file else page
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+def test_the_first_page_names_every_page():
+    named = {target for target in links(PAGES[0]) if target.startswith("sflow_jax/docs/")}
+    assert named == {path.relative_to(ROOT).as_posix() for path in (ROOT / "sflow_jax" / "docs").iterdir()}
+    assert all("../../README.md" in links(page) for page in PAGES[1:])
+
+
+def test_the_wheel_has_every_package():
+    """`pip install .` leaves out what is not listed; an editable installation does not show it."""
+    folders = {file.parent.relative_to(ROOT) for file in ROOT.glob("sflow_jax/**/*.py")}
+    assert set(SETUPTOOLS["packages"]) == {".".join(folder.parts) for folder in folders} | {"sflow_convert"}
+
+
+def test_the_wheel_has_every_file_that_is_not_code():
+    listed = {
+        file
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+        if file.is_file()
+    }
+    files = (f for f in ROOT.glob("sflow_jax/**/*") if f.is_file() and "__pycache__" not in f.parts)
+    assert {file for file in files if file.suffix != ".py"} == listed
