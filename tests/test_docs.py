@@ -1,9 +1,10 @@
 """The documentation: code blocks run, links lead somewhere, and the package carries what it says."""
 
+import json
 import tomllib
 
 import pytest
-from pages import PAGES, ROOT, RUNNABLE, anchors, blocks, execute, links
+from pages import NOTEBOOKS, PAGES, ROOT, RUNNABLE, anchors, blocks, execute, links, run_notebook
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
@@ -26,6 +27,16 @@ def test_code_blocks_run(page, world, tmp_path, monkeypatch):
     for block in blocks(page):
         if block.language in RUNNABLE and not block.reason:
             execute(block, names)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_notebooks_run_and_show_pictures(notebook, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run_notebook(notebook)
+    pictures = [value._repr_png_() for value in shown if hasattr(value, "_repr_png_")]
+    assert len(pictures) >= 4 and all(picture.startswith(b"\x89PNG") for picture in pictures)
+    text = json.loads(notebook.read_text())
+    assert not any(cell.get("outputs") for cell in text["cells"]) and text["nbformat"] == 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

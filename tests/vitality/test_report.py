@@ -338,7 +338,9 @@ def test_three_runs_compared(tmp_path):
     runs = [made(), made(distances=(0.6, 0.05, 0.4, 0.1, 0.02)), made(guidance=2.0)]
     comparison = compare_all(runs, ("a", "b", EVIL))
     assert [pair.agreement for pair in comparison.pairs.values()] == pytest.approx([1 / 3, 1, 1 / 3])
-    assert comparison.vital_in[3] == ("a", EVIL) and comparison.settings == {"guidance": ("not told", "not told", 2.0)}
+    assert comparison.vital_in[3] == ("a", EVIL) and comparison.settings == {
+        "guidance": ("not told", "not told", 2.0)
+    }
     write_comparison(tmp_path, comparison)
     text = (tmp_path / "comparison.html").read_text()
     assert_self_contained(text, tmp_path)
