@@ -131,7 +131,7 @@ def _own_vitality(summary: Summary, scores: PromptScore | None) -> dict[int, flo
 
 
 def _prompt_rows(summary: Summary) -> dict[str, Any]:
-    """Vitality prompt by prompt: of the vital layers, the most vital ones if they are many, and the others' mean."""
+    """Vitality prompt by prompt: of the vital layers, or the most vital of many, and the others' mean."""
     vital = [score for score in summary.layers if score.layers[0] in summary.choice.layers]
     shown = sorted(vital, key=lambda score: -score.vitality)[:LAYERS_BY_PROMPT]
     columns = sorted(score.layers[0] for score in shown)

@@ -170,7 +170,7 @@ class Summary:
             raise ValueError(f"{NO_SCORES} ({error}); finish the sweep again") from error
 
     def to_csv(self) -> str:
-        """The text of `scores.csv`: one line a variant, then one a layer and prompt, which is told by its number."""
+        """The text of `scores.csv`: one line a variant, then one a layer and prompt (its number)."""
         lines = io.StringIO()
         names = [field.name for field in dataclasses.fields(VariantScore)]
         writer = csv.DictWriter(lines, [*names, "vital", "prompt"], lineterminator="\n")

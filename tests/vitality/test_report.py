@@ -1,4 +1,4 @@
-"""The report and the comparison: they need nothing but the run's folder, say what was found, are whole or not there."""
+"""The report and the comparison: they need only their folder, say what was found, are whole or not there."""
 
 import csv
 import dataclasses
