@@ -81,7 +81,8 @@ class StableFlow:
         by default the one for the platform, see `sflow_jax.models.attention`. quantize: "int8" (weights) or "fp8"
         (products) in the blocks of the transformer and T5; `quantisation` is its earlier name. offload: the
         transformer's blocks wait in host memory, and are copied one ahead of the computation. text_encoder: where
-        T5 is between prompts: "device", "host" or "disk". Raises CheckpointError, and SettingError for unknown names.
+        T5 is between prompts: "device", "host" or "disk". Raises CheckpointError, and SettingError for unknown
+        names.
         """
         if quantize is not None and quantisation is not None:
             raise SettingError("`quantisation` is the earlier name of `quantize`; give `quantize` alone")
