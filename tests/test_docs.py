@@ -14,15 +14,15 @@ RUN = [page for page in PAGES if any(b.language in RUNNABLE and not b.reason for
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A cache where the embedded model is converted once for all pages."""
+    """A folder and a cache that all pages share: the model is converted once, and the same sweep is done once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(tmp_path_factory.mktemp("reader"))
         yield
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
-def test_code_blocks_run(page, world, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_code_blocks_run(page, world):
     names = {}
     for block in blocks(page):
         if block.language in RUNNABLE and not block.reason:
@@ -30,8 +30,7 @@ def test_code_blocks_run(page, world, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
-def test_notebooks_run_and_show_pictures(notebook, world, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_notebooks_run_and_show_pictures(notebook, world):
     shown = run_notebook(notebook)
     pictures = [value._repr_png_() for value in shown if hasattr(value, "_repr_png_")]
     assert len(pictures) >= 4 and all(picture.startswith(b"\x89PNG") for picture in pictures)
