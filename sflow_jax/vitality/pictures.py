@@ -9,6 +9,7 @@ from PIL import Image
 
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.storage.files import write_whole
+from sflow_jax.storage.paths import list_folder
 from sflow_jax.vitality.plan import SweepPlan
 from sflow_jax.vitality.scores import Variant
 from sflow_jax.vitality.sweep import Keep
@@ -91,8 +92,7 @@ def kept_comparisons(folder: RunFolder, plan: SweepPlan, prompts: int) -> list[C
 
 def kept_files(folder: RunFolder, plan: SweepPlan) -> list[KeptFiles]:
     """Every reference that the run kept, with every single layer bypassed; names are relative to the folder."""
-    place = folder.path / FOLDER
-    stored = {file.stem: f"{FOLDER}/{file.name}" for file in place.iterdir()} if place.exists() else {}
+    stored = {file.stem: f"{FOLDER}/{file.name}" for file in list_folder(folder.path / FOLDER)}
     layers = [variant for variant in plan.variants if plan.is_layer(variant)]
     kept = []
     for reference in range(len(plan.prompts) * plan.seeds):
