@@ -6,6 +6,8 @@ import tomllib
 import pytest
 from pages import NOTEBOOKS, PAGES, ROOT, RUNNABLE, anchors, blocks, execute, links, run_notebook
 
+from sflow_jax.painter import Painter
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 # Of the blocks that no comment excuses.
@@ -14,8 +16,17 @@ RUN = [page for page in PAGES if any(b.language in RUNNABLE and not b.reason for
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder and a cache that all pages share: the model is converted once, and the same sweep is done once."""
+    """A folder and a cache that all pages share: the model is converted and loaded once, a sweep done once."""
+    load, loaded = Painter.load, {}
+
+    def load_once(*arguments) -> Painter:
+        key = repr(arguments)
+        if key not in loaded:
+            loaded[key] = load(*arguments)
+        return loaded[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Painter, "load", staticmethod(load_once))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.chdir(tmp_path_factory.mktemp("reader"))
         yield
