@@ -66,9 +66,10 @@ class StableFlow:
         mesh: Mesh | str | None = None,
         dtype: DTypeLike | None = None,
         attention: str = AUTOMATIC,
-        quantisation: str | None = None,
+        quantize: str | None = None,
         offload: bool = False,
         text_encoder: str = "device",
+        quantisation: str | None = None,
     ) -> "StableFlow":
         """Restore a converted checkpoint, a folder or a name.
 
@@ -77,16 +78,19 @@ class StableFlow:
         mesh: from `sflow_jax.make_mesh`, or text such as "data=2,tensor=4"; "auto" takes what suits edits on these
         devices, see `planning.meshes.placed`. Each device reads only its slices.
         dtype: of weights and computation, by default float32 on CPU and bfloat16 elsewhere. attention: the kernel,
-        by default the one for the platform, see `sflow_jax.models.attention`. quantisation: "int8" (weights) or
-        "fp8" (products) in the blocks of the transformer and T5. offload: the transformer's blocks wait in host
-        memory, and are copied one ahead of the computation. text_encoder: where T5 is between prompts: "device",
-        "host" or "disk". Raises CheckpointError, and SettingError for unknown names.
+        by default the one for the platform, see `sflow_jax.models.attention`. quantize: "int8" (weights) or "fp8"
+        (products) in the blocks of the transformer and T5; `quantisation` is its earlier name. offload: the
+        transformer's blocks wait in host memory, and are copied one ahead of the computation. text_encoder: where
+        T5 is between prompts: "device", "host" or "disk". Raises CheckpointError, and SettingError for unknown
+        names.
         """
+        if quantize is not None and quantisation is not None:
+            raise SettingError("`quantisation` is the earlier name of `quantize`; give `quantize` alone")
         placement = Placement(
             mesh=mesh,
             dtype=dtype,
             attention=attention,
-            quantisation=quantisation,
+            quantisation=quantize if quantisation is None else quantisation,
             offload=offload,
             text_encoder=text_encoder,
         )

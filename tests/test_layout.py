@@ -20,6 +20,7 @@ FLOORS = (
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
 LATE = {
     ("vitality/find", "vitality/report"): "matplotlib",
+    ("vitality/summary", "vitality/charts"): "matplotlib",
     ("evaluation/run", "evaluation/report"): "matplotlib",
 }
 FILES = {

@@ -40,9 +40,9 @@ def test_splash_attention_gives_the_same_latents(mesh, wide_checkpoint, expected
 
 
 @MESHES
-@pytest.mark.parametrize("quantisation, most", [("int8", 0.02), ("fp8", 0.1)])
-def test_quantised_blocks_paint_nearly_the_same(mesh, quantisation, most, wide_checkpoint, expected):
-    flow = StableFlow.load(wide_checkpoint, mesh=mesh and make_mesh(mesh), quantisation=quantisation)
+@pytest.mark.parametrize("quantize, most", [("int8", 0.02), ("fp8", 0.1)])
+def test_quantised_blocks_paint_nearly_the_same(mesh, quantize, most, wide_checkpoint, expected):
+    flow = StableFlow.load(wide_checkpoint, mesh=mesh and make_mesh(mesh), quantize=quantize)
     kernels = [leaf for leaf in jax.tree.leaves(flow.transformer, is_leaf=is_quantised) if is_quantised(leaf)]
     assert kernels and all(kernel.qvalue.dtype.itemsize == 1 for kernel in kernels)
     made = flow.edit(*PROMPTS, **OPTIONS).latents
@@ -100,6 +100,8 @@ def test_everything_in_sixteen_bits_is_near(wide_checkpoint, expected):
     "options, message",
     [
         ({"quantisation": "int4"}, "choose one of int8, fp8"),
+        ({"quantize": "int4"}, "choose one of int8, fp8"),
+        ({"quantize": "int8", "quantisation": "int8"}, "give quantize alone"),
         ({"text_encoder": "cloud"}, "device, host, disk"),
     ],
 )

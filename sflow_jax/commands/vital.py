@@ -34,7 +34,7 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
 
     sflow vital --out vital --export layers.json
 
-    sflow vital --compare vital-15-steps vital-4-steps --out compared
+    sflow vital --compare vital-15-steps vital-8-steps vital-4-steps --out compared
     """,
 )
 @model_options(required=False)
@@ -49,7 +49,8 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
     "--export",
     help="Write layers, scores and sets into this JSON file; without --model of the finished run in --out.",
 )
-@click.option("--compare", "compared", nargs=2, help="Compare two finished sweeps instead.")
+@click.option("--compare", "compared", nargs=2, help="Compare two or more finished sweeps instead.")
+@click.argument("more", nargs=-1, metavar="")
 @click.option("--out", "-o", help="Folder of the run, local or gs://.")
 @json_option
 def vital(
@@ -63,19 +64,22 @@ def vital(
     unsave: bool,
     export: str | None,
     compared: tuple[str, str] | None,
+    more: tuple[str, ...],
     out: str | None,
 ) -> None:
     """Find a model's vital layers: bypass each layer, and see how much the pictures change.
 
     Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
     """
+    if more and not compared:
+        raise SettingError(f"{more[0]!r} is not an option; only `compare` takes names of runs")
     check_options(settings, dry_run, save, force, step_seconds)
     check_export(export, dry_run or unsave or bool(compared))
     if unsave:
         say(forget(chosen))
     elif compared:
         refuse_unused(["model", "save", "dry_run", *as_record(settings)], "with --compare")
-        compare_runs(compared, out)
+        compare_runs((*compared, *more), out)
     elif export is not None and chosen.model is None and out is not None:
         refuse_unused(["save", "worker", *as_record(settings)], "with --export of a finished run")
         export_run(out, export)
@@ -167,12 +171,12 @@ def described_choice(summary: "Summary") -> str:
     return f"{layers} ({choice.rule}; the same in {choice.confidence:.0%} of resamples)"
 
 
-def compare_runs(runs: tuple[str, str], out: str | None) -> None:
-    """Say how far two finished sweeps agree, and show it in `out` if that is given."""
-    from sflow_jax.vitality.comparison import compare, write_comparison
+def compare_runs(runs: tuple[str, ...], out: str | None) -> None:
+    """Say how far finished sweeps agree, every two of them, and show it in `out` if that is given."""
+    from sflow_jax.vitality.comparison import compare_all, write_comparison
     from sflow_jax.vitality.find import read_summary
 
-    comparison = compare(*(read_summary(run) for run in runs), names=runs)
+    comparison = compare_all([read_summary(run) for run in runs], runs)
     if out is not None:
         write_comparison(out, comparison)
     agreed = {name: value for name, value in vars(comparison).items() if name != "runs"}

@@ -16,6 +16,7 @@ from PIL import Image
 # Pixels. Pictures up to the first side are shown with hard pixels, those above the second are scaled down.
 SMALL_PICTURE, LARGE_PICTURE = 128, 512
 JPEG_QUALITY = 88
+NO_BREAK_SPACE = "\u00a0"
 # Parts of the package that have templates: pages share the first's.
 TEMPLATE_ROOMS = ("reports", "vitality", "evaluation", "atlas")
 
@@ -62,10 +63,12 @@ def sortable(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """`94 %`; certain only if it is: 0.999 is `> 99 %`."""
+    """`94 %`; certain only if it is: 0.999 is `> 99 %`. Its spaces break no line."""
     if share not in (0, 1) and not 0.005 <= share < 0.995:
-        return "> 99 %" if share > 0.5 else "< 1 %"
-    return f"{share:.0%}".replace("%", " %")
+        text = "> 99 %" if share > 0.5 else "< 1 %"
+    else:
+        text = f"{share:.0%}".replace("%", " %")
+    return text.replace(" ", NO_BREAK_SPACE)
 
 
 def sha256(text: str) -> str:

@@ -6,6 +6,7 @@ They are matplotlib figures of their own: no global state, no window, the same b
 import io
 import re
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import matplotlib
 import numpy as np
@@ -15,8 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
-from sflow_jax.vitality.scores import COVERAGE
-from sflow_jax.vitality.summary import Summary, VariantScore
+from sflow_jax.vitality.scores import COVERAGE, SURE, Choice, VariantScore
 
 COLOURS = {
     "ink": "#22262b",
@@ -62,11 +62,29 @@ PNG_DPI = 200
 KIND_COLOURS = 2
 # Characters. Of a path the end says most.
 LONGEST_NAME = 60
+# Of layers that some resamples call vital and some do not.
+UNSURE_HATCH = "////"
+
+
+@runtime_checkable
+class Swept(Protocol):
+    """What charts show of a sweep's findings: `vitality.summary.Summary`."""
+
+    layers: Sequence[VariantScore]
+    windows: Sequence[VariantScore]
+    choice: Choice
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the kinds of layers, in global order."""
+
+    def kind_of(self, layer: int) -> str:
+        """The kind of a layer."""
 
 
 @matplotlib.rc_context(STYLE)
-def vitality_chart(summary: Summary) -> Figure:
-    """One bar a layer, with its interval; vital layers in full colour, the boundary dashed."""
+def vitality_chart(summary: Swept) -> Figure:
+    """One bar a layer, with its interval; vital layers in full colour, unsure ones hatched, the boundary dashed."""
     figure, (axes,) = _stacked(1, len(summary.layers))
     _draw_bars(axes, summary, _numbers(summary))
     _limit_height([axes], summary.layers)
@@ -75,7 +93,7 @@ def vitality_chart(summary: Summary) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def windows_chart(summary: Summary) -> Figure:
+def windows_chart(summary: Swept) -> Figure:
     """A heat map, layers × windows of steps, of the vitality of layers bypassed in a part of the steps.
 
     Numbers stand in the cells where layers are few. ValueError if the sweep had no windows.
@@ -92,7 +110,7 @@ def windows_chart(summary: Summary) -> Figure:
     top = np.nanmax(values, initial=0.0) or 1.0
     known = np.ma.masked_invalid(values)
     mesh = axes.pcolormesh(known, cmap=COLOUR_MAP, vmin=0, vmax=top, edgecolors=COLOURS["paper"], linewidth=0.8)
-    axes.set_yticks(np.arange(len(windows)) + 0.5, [_steps(*window) for window in windows])
+    axes.set_yticks(np.arange(len(windows)) + 0.5, [window_name(*window) for window in windows])
     axes.invert_yaxis()
     _label_layers(axes, layers, summary.choice.layers, shift=0.5)
     axes.tick_params(length=0)
@@ -105,18 +123,19 @@ def windows_chart(summary: Summary) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def comparison_chart(first: Summary, second: Summary, names: tuple[str, str]) -> Figure:
-    """The vitality charts of two runs one above the other; layers that only one of them chooses are marked."""
-    layers = sorted({*_numbers(first), *_numbers(second)})
-    figure, panels = _stacked(2, len(layers))
-    for axes, summary, name in zip(panels, (first, second), names):
+def comparison_chart(runs: Sequence[Swept], names: Sequence[str]) -> Figure:
+    """The vitality charts of runs one above the other; layers that only some of them choose are marked."""
+    layers = sorted({number for run in runs for number in _numbers(run)})
+    chosen = [{*run.choice.layers} for run in runs]
+    disputed = set.union(*chosen) - set.intersection(*chosen)
+    figure, panels = _stacked(len(runs), len(layers))
+    for axes, summary, name in zip(panels, runs, names):
         _draw_bars(axes, summary, layers)
         shown = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
         axes.set_title(shown, fontsize=10, fontweight="bold", loc="left", pad=18, parse_math=False)
-        for layer in set(first.choice.layers) ^ set(second.choice.layers):
-            at = layers.index(layer)
+        for at in (layers.index(layer) for layer in disputed):
             axes.axvspan(at - 0.5, at + 0.5, color=COLOURS["mark"], zorder=0)
-    _limit_height(panels, [*first.layers, *second.layers])
+    _limit_height(panels, [score for run in runs for score in run.layers])
     panels[-1].set_xlabel("layer bypassed")
     return figure
 
@@ -148,14 +167,25 @@ def to_inline_svg(figure: Figure) -> str:
     return text
 
 
+def window_name(first: int, last: int) -> str:
+    """`steps 0–4` of steps 0 up to but not including 5."""
+    return f"step {first}" if last == first + 1 else f"steps {first}–{last - 1}"
+
+
+def unsure(share: float) -> bool:
+    """Whether a layer that this share of resamples chooses is neither surely vital nor surely not."""
+    return 1 - SURE < share < SURE
+
+
 def _svg(figure: Figure, facecolor: str) -> str:
     data = io.StringIO()
     unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(data, format="svg", facecolor=facecolor, metadata=unsaid)
-    return data.getvalue()
+    # What a pointer reads; an identifier could not hold such words.
+    return re.sub(r'<g id="(layer \d+: [^"]*)">', r"<g><title>\1</title>", data.getvalue())
 
 
-def _numbers(summary: Summary) -> list[int]:
+def _numbers(summary: Swept) -> list[int]:
     return sorted(score.layers[0] for score in summary.layers)
 
 
@@ -175,16 +205,20 @@ def _stacked(panels: int, layers: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(panels, squeeze=False)[:, 0])
 
 
-def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
+def _draw_bars(axes: Axes, summary: Swept, layers: Sequence[int]) -> None:
     """Bars of a run's layers, each at its place among `layers`."""
     vital = summary.choice.layers
-    for score in summary.layers:
+    for score, share in zip(summary.layers, summary.choice.membership):
         (number,), at = score.layers, layers.index(score.layers[0])
+        _add_hover(axes, at, score, share)
         if np.isnan(score.vitality):
             axes.text(at, 0, "–", ha="center", va="bottom", color=COLOURS["muted"])
             continue
         colour = COLOURS[_colour(summary, number) + ("" if number in vital else "-pale")]
         axes.bar(at, score.vitality, width=0.8, color=colour)
+        if unsure(share):
+            hatched = {"hatch": UNSURE_HATCH, "edgecolor": COLOURS["paper"], "linewidth": 0}
+            axes.bar(at, score.vitality, width=0.8, color="none", **hatched)
         # The line is seen on a dark bar too, by its pale rim.
         axes.vlines(at, score.low, score.high, color=COLOURS["paper"], linewidth=2.4)
         axes.vlines(at, score.low, score.high, color=COLOURS["ink"], linewidth=0.9)
@@ -202,12 +236,20 @@ def _draw_bars(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
         axes.text(1.005, summary.choice.boundary, label, transform=right_of_axes, va="center", fontsize=8)
 
 
-def _colour(summary: Summary, layer: int) -> str:
+def _add_hover(axes: Axes, at: int, score: VariantScore, share: float) -> None:
+    """An unseen band over a layer's whole height, which SVG files tell the numbers of."""
+    words = f"vitality {score.vitality:.3f}, from {score.low:.3f} to {score.high:.3f}, chosen by {share:.0%}"
+    if np.isnan(score.vitality):
+        words = "not measured"
+    axes.axvspan(at - 0.5, at + 0.5, alpha=0, zorder=9, gid=f"layer {score.layers[0]}: {words}")
+
+
+def _colour(summary: Swept, layer: int) -> str:
     """Kinds of layers take the colours in turn."""
     return f"kind-{1 + summary.kinds.index(summary.kind_of(layer)) % KIND_COLOURS}"
 
 
-def _divide_kinds(axes: Axes, summary: Summary, layers: Sequence[int]) -> None:
+def _divide_kinds(axes: Axes, summary: Swept, layers: Sequence[int]) -> None:
     """Name the kinds of layers above the bars, and part them by lines."""
     above, runs = axes.get_xaxis_transform(), []
     for kind in summary.kinds:
@@ -236,10 +278,6 @@ def _limit_height(panels: Sequence[Axes], scores: Sequence[VariantScore]) -> Non
     ends = [end for score in scores for end in (score.low, score.vitality, score.high) if np.isfinite(end)]
     for axes in panels:
         axes.set_ylim(min([0.0, *ends]), 1.05 * max([0.0, *ends]) or 1.0)
-
-
-def _steps(first: int, last: int) -> str:
-    return f"step {first}" if last == first + 1 else f"steps {first}–{last - 1}"
 
 
 def _write_cells(axes: Axes, values: Float[np.ndarray, "w n"], top: float) -> None:

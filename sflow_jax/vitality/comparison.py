@@ -1,6 +1,7 @@
-"""Two sweeps side by side: how far they agree, and what was done differently."""
+"""Sweeps side by side: how far they agree, and what was done differently."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -83,25 +84,89 @@ def compare(first: Summary, second: Summary, names: tuple[str, str] = ("first", 
     )
 
 
-def write_comparison(destination: epath.PathLike, comparison: RunComparison) -> None:
-    """Write `comparison.html` and `comparison.png` into a folder.
+@dataclasses.dataclass(frozen=True)
+class SeveralCompared:
+    """Every two of some sweeps compared.
 
-    A destination that ends in .html names the page instead, and the chart lies beside it. ValueError if the folder
+    layers: numbers of those that all measured. pairs: of the runs' places, in order, the first with each other.
+    settings: those that differ, name → a value a run.
+    """
+
+    names: tuple[str, ...]
+    runs: tuple[Summary, ...]
+    layers: tuple[int, ...]
+    pairs: dict[tuple[int, int], RunComparison]
+    settings: dict[str, tuple[Any, ...]]
+
+    @property
+    def vitality(self) -> dict[int, tuple[float, ...]]:
+        """Layer number → its vitality in every run."""
+        known = [_vitality(run) for run in self.runs]
+        return {layer: tuple(run[layer] for run in known) for layer in self.layers}
+
+    @property
+    def vital_in(self) -> dict[int, tuple[str, ...]]:
+        """Layer number → names of the runs that call it vital."""
+        chosen = list(zip(self.names, (run.choice.layers for run in self.runs)))
+        return {layer: tuple(name for name, layers in chosen if layer in layers) for layer in self.layers}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `comparison.json` holds."""
+        pairs = [
+            {
+                "runs": pair.names,
+                "layers": len(pair.layers),
+                "rank_correlation": None if np.isnan(pair.rank_correlation) else pair.rank_correlation,
+                "agreement": pair.agreement,
+                "both": pair.both,
+                "only": pair.only,
+            }
+            for pair in self.pairs.values()
+        ]
+        layers = [
+            {"layer": layer, "vitality": values, "vital_in": self.vital_in[layer]}
+            for layer, values in self.vitality.items()
+        ]
+        return {"runs": self.names, "pairs": pairs, "layers": layers, "settings": self.settings}
+
+    def __str__(self) -> str:
+        """A few lines for the terminal."""
+        return "\n\n".join(map(str, self.pairs.values()))
+
+
+def compare_all(runs: Sequence[Summary], names: Sequence[str]) -> SeveralCompared:
+    """Compare every two of two or more sweeps; ValueError where all together share fewer than two layers."""
+    layers = sorted(set.intersection(*({*_vitality(run)} for run in runs)))
+    if len(layers) < 2:
+        raise ValueError(f"{', '.join(names)} share {len(layers)} measured layers; a comparison needs two")
+    pairs = {
+        (i, j): compare(runs[i], runs[j], (names[i], names[j]))
+        for i, j in itertools.combinations(range(len(runs)), 2)
+    }
+    settings = _differing(*(run.settings for run in runs))
+    return SeveralCompared(tuple(names), tuple(runs), tuple(layers), pairs, settings)
+
+
+def write_comparison(destination: epath.PathLike, comparison: RunComparison | SeveralCompared) -> None:
+    """Write `comparison.html`, `comparison.png` and `comparison.json` into a folder.
+
+    A destination that ends in .html names the page instead, and the others lie beside it. ValueError if the folder
     is a file, OSError if it cannot be written.
     """
-    chart = comparison_chart(*comparison.runs, comparison.names)
-    described = f"Bar charts of the vitality of every layer in {comparison.names[0]} and {comparison.names[1]}"
-    page = render(
-        "comparison.html.jinja",
-        comparison=comparison,
-        names=comparison.names,
-        chart=inline(to_inline_svg(chart), described),
-    )
+    if isinstance(comparison, RunComparison):
+        comparison = compare_all(comparison.runs, comparison.names)
+    chart = comparison_chart(comparison.runs, comparison.names)
+    described = f"Bar charts of the vitality of every layer in {' and '.join(comparison.names)}"
     place = absolute(destination)
     folder, stem = (place.parent, place.stem) if place.suffix == ".html" else (place, "comparison")
+    page = render(
+        "comparison.html.jinja", comparison=comparison, chart=inline(to_inline_svg(chart), described), stem=stem
+    )
     with output_folder(folder) as output:
         (output.path / f"{stem}.html").write_bytes(page.encode())
         (output.path / f"{stem}.png").write_bytes(to_png(chart))
+        text = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False)
+        (output.path / f"{stem}.json").write_bytes(f"{text}\n".encode())
 
 
 def _vitality(run: Summary) -> dict[int, float]:
@@ -109,11 +174,12 @@ def _vitality(run: Summary) -> dict[int, float]:
     return {score.layers[0]: score.vitality for score in run.layers if not np.isnan(score.vitality)}
 
 
-def _differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differing(*runs: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     # Through JSON, so that tuples compare as the lists that they become in a file.
-    one, other = (json.loads(json.dumps(settings)) for settings in (first, second))
-    pairs = {name: (one.get(name, UNSAID), other.get(name, UNSAID)) for name in {**one, **other}}
-    return {name: values for name, values in pairs.items() if values[0] != values[1]}
+    read = [json.loads(json.dumps(settings)) for settings in runs]
+    names = dict.fromkeys(name for settings in read for name in settings)
+    values = {name: tuple(settings.get(name, UNSAID) for settings in read) for name in names}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.storage.files import write_whole
+from sflow_jax.storage.paths import list_folder
 from sflow_jax.vitality.plan import SweepPlan
 from sflow_jax.vitality.scores import Variant
 from sflow_jax.vitality.sweep import Keep
@@ -27,6 +28,20 @@ class Comparison:
     seed: int
     reference: UInt8[np.ndarray, "y x 3"]
     bypassed: dict[int, UInt8[np.ndarray, "y x 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptFiles:
+    """Files of one picture and what bypassing does to it, as the run's folder names them.
+
+    number: the prompt's. bypassed: layer number → file, of the layers whose picture was kept.
+    """
+
+    number: int
+    prompt: str
+    seed: int
+    reference: str
+    bypassed: dict[int, str]
 
 
 def picture_name(plan: SweepPlan, reference: int, variant: Variant | None) -> str:
@@ -73,6 +88,20 @@ def kept_comparisons(folder: RunFolder, plan: SweepPlan, prompts: int) -> list[C
         stored = {layer: picture for layer, picture in bypassed.items() if picture is not None}
         comparisons.append(Comparison(plan.prompts[prompt], number, reference, stored))
     return comparisons
+
+
+def kept_files(folder: RunFolder, plan: SweepPlan) -> list[KeptFiles]:
+    """Every reference that the run kept, with every single layer bypassed; names are relative to the folder."""
+    stored = {file.stem: f"{FOLDER}/{file.name}" for file in list_folder(folder.path / FOLDER)}
+    layers = [variant for variant in plan.variants if plan.is_layer(variant)]
+    kept = []
+    for reference in range(len(plan.prompts) * plan.seeds):
+        whole, prompt = picture_name(plan, reference, None), reference // plan.seeds
+        names = {variant.layers[0]: picture_name(plan, reference, variant) for variant in layers}
+        bypassed = {layer: stored[name] for layer, name in names.items() if name in stored}
+        if whole in stored and bypassed:
+            kept.append(KeptFiles(prompt, plan.prompts[prompt], reference, stored[whole], bypassed))
+    return kept
 
 
 def _read(folder: RunFolder, name: str) -> np.ndarray | None:

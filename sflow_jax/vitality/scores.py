@@ -32,6 +32,22 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class VariantScore:
+    """One variant: vitality with its 95 % interval over prompts, and the mean of every other measure."""
+
+    layers: tuple[int, ...]
+    first: int
+    last: int
+    prompts: int
+    vitality: float
+    low: float
+    high: float
+    clip: float
+    psnr: float
+    ssim: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """How the vital set is chosen.
 

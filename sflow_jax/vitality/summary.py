@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -22,12 +22,16 @@ from sflow_jax.vitality.scores import (
     Choice,
     Rule,
     Variant,
+    VariantScore,
     agreement,
     choose,
     interval,
     rank_correlation,
     resampled_means,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NO_SCORES = "this is not a sweep's scores.json"
 
@@ -59,19 +63,17 @@ class SweepRecord(msgspec.Struct):
 
 
 @dataclasses.dataclass(frozen=True)
-class VariantScore:
-    """One variant: vitality with its 95 % interval over prompts, and the mean of every other measure."""
+class PromptScore:
+    """One prompt, its number, and what every single layer does to its pictures: a number a layer, in their order.
 
-    layers: tuple[int, ...]
-    first: int
-    last: int
-    prompts: int
-    vitality: float
-    low: float
-    high: float
-    clip: float
-    psnr: float
-    ssim: float
+    NaN where an adaptive sweep did not look.
+    """
+
+    prompt: int
+    vitality: tuple[float, ...]
+    clip: tuple[float, ...]
+    psnr: tuple[float, ...]
+    ssim: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +93,14 @@ class Halves:
     layers: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """A sweep's findings.
+    """A sweep's findings; notebooks show its chart.
 
     settings: the manifest's (model, prompts, steps, …; `layer_kinds` tells the kinds of layers apart).
     layers: single layers bypassed at every step, by number. windows: single layers bypassed in a part of the
-    steps. rank_correlations: of the layers' vitality with what the other measures would call it.
+    steps. rank_correlations: of the layers' vitality with what the other measures would call it. by_prompt: the
+    single layers once more, prompt by prompt; empty where an older file was read.
     """
 
     settings: dict[str, Any]
@@ -107,6 +110,12 @@ class Summary:
     choice: Choice
     rank_correlations: dict[str, float]
     halves: Halves | None
+    by_prompt: tuple[PromptScore, ...] = ()
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self.choice.layers)) or "none"
+        agree = f"the same in {self.choice.confidence:.0%} of resamples"
+        return f"<vital layers {layers} of {len(self.layers)} ({self.choice.rule}; {agree})>"
 
     @property
     def vitality(self) -> Float[np.ndarray, " n"]:
@@ -123,9 +132,25 @@ class Summary:
         ends = np.cumsum([count for _, count in self.settings["layer_kinds"]])
         return self.kinds[int(np.searchsorted(ends, layer, side="right").clip(max=len(ends) - 1))]
 
+    def plot(self) -> "Figure":
+        """The chart of the report, a matplotlib figure: one bar a layer, with its interval."""
+        from sflow_jax.vitality.charts import vitality_chart
+
+        return vitality_chart(self)
+
+    def _repr_png_(self) -> bytes:
+        """How notebooks show it."""
+        from sflow_jax.vitality.charts import to_png
+
+        return to_png(self.plot())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `scores.json` holds, in lists, dicts, numbers and text; NaN and infinity as None."""
+        return _plain(dataclasses.asdict(self))
+
     def to_json(self) -> str:
         """The text of `scores.json`, with its own checksum; NaN and infinity as null."""
-        return signed(_plain(dataclasses.asdict(self)))
+        return signed(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Summary":
@@ -145,16 +170,24 @@ class Summary:
             raise ValueError(f"{NO_SCORES} ({error}); finish the sweep again") from error
 
     def to_csv(self) -> str:
-        """The text of `scores.csv`: one line a variant."""
+        """The text of `scores.csv`: one line a variant, then one a layer and prompt (its number)."""
         lines = io.StringIO()
         names = [field.name for field in dataclasses.fields(VariantScore)]
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow([*names, "vital"])
+        writer = csv.DictWriter(lines, [*names, "vital", "prompt"], lineterminator="\n")
+        writer.writeheader()
         for score in (*self.layers, *self.windows, *(pair.score for pair in self.pairs)):
-            row = dataclasses.asdict(score) | {"layers": "+".join(map(str, score.layers))}
-            vital = int(len(score.layers) == 1 and score.layers[0] in self.choice.layers)
-            writer.writerow([*(row[name] for name in names), vital])
+            writer.writerow(self._row(score))
+        for prompt in self.by_prompt:
+            for at, score in enumerate(self.layers):
+                seen = {name: getattr(prompt, name)[at] for name in ("vitality", *MEASURES[1:])}
+                alone = {"prompts": 1, "low": "", "high": "", "prompt": prompt.prompt}
+                if not np.isnan(seen["vitality"]):
+                    writer.writerow(self._row(score) | seen | alone)
         return lines.getvalue()
+
+    def _row(self, score: VariantScore) -> dict[str, Any]:
+        vital = int(len(score.layers) == 1 and score.layers[0] in self.choice.layers)
+        return dataclasses.asdict(score) | {"layers": "+".join(map(str, score.layers)), "vital": vital}
 
 
 def summarise(table: Table, settings: dict[str, Any], rule: Rule) -> Summary:
@@ -184,6 +217,15 @@ def summarise(table: Table, settings: dict[str, Any], rule: Rule) -> Summary:
         choice=choose(single.values["dino"], layers, rule),
         rank_correlations={name: rank_correlation(vitality, values) for name, values in others.items()},
         halves=_halves(single.values["dino"], layers, rule),
+        by_prompt=_by_prompt(single),
+    )
+
+
+def _by_prompt(single: Table) -> tuple[PromptScore, ...]:
+    values = {name: single.values[name] for name in MEASURES[1:]} | {"vitality": 1 - single.values["dino"]}
+    return tuple(
+        PromptScore(number, **{name: tuple(rows[number].tolist()) for name, rows in values.items()})
+        for number in range(len(values["vitality"]))
     )
 
 

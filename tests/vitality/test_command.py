@@ -1,6 +1,7 @@
 """`sflow vital` end to end, in this process, and its one-line errors."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -31,8 +32,8 @@ def finished(arguments, tmp_path_factory):
 def test_a_sweep_leaves_its_findings(finished, capsys):
     names = {file.name for file in finished.iterdir()}
     assert names == {
-        "manifest.json", "parts", "pictures", "report.html", "scores.csv", "scores.json", "vitality.png",
-        "vitality.svg",
+        "manifest.json", "parts", "pictures", "pictures.html", "report.html", "scores.csv", "scores.json",
+        "vitality.png", "vitality.svg",
     }  # fmt: skip
     told = json.loads((finished / "scores.json").read_text())
     assert len(told["choice"]["layers"]) == 2
@@ -64,6 +65,16 @@ def test_runs_are_compared(finished, tmp_path, capsys):
     assert run("vital", "--compare", finished, finished, "--out", tmp_path / "compared") == 0
     assert "1.00" in capsys.readouterr().out
     assert (tmp_path / "compared" / "comparison.html").exists()
+    assert run("vital", "--compare", finished, finished, finished, "--out", tmp_path / "three") == 0
+    assert len(json.loads((tmp_path / "three" / "comparison.json").read_text())["pairs"]) == 3
+    assert run("vital", finished, "--out", tmp_path / "three") == 2
+    assert "only --compare takes names of runs" in capsys.readouterr().err
+
+
+def test_the_gallery_links_to_the_pictures(finished):
+    links = re.findall(r'<a href="(pictures/[^"]*)"', (finished / "pictures.html").read_text())
+    assert len(links) == len(set(links)) == len(list((finished / "pictures").iterdir()))
+    assert all((finished / link).is_file() for link in links)
 
 
 def test_changed_scores_are_no_findings(finished, tmp_path, capsys):

@@ -176,8 +176,8 @@ def test_the_command_writes_its_report_there(machine, checkpoint, tmp_path, caps
     assert run(*command, "--out", RUN) == 0
     assert f"{RUN}/report.html" in capsys.readouterr().out
     assert {file.name for file in epath.Path(RUN).iterdir()} == {
-        "manifest.json", "parts", "pictures", "report.html", "scores.csv", "scores.json", "vitality.png",
-        "vitality.svg",
+        "manifest.json", "parts", "pictures", "pictures.html", "report.html", "scores.csv", "scores.json",
+        "vitality.png", "vitality.svg",
     }  # fmt: skip
     told = (epath.Path(RUN) / "scores.json").read_text()
     assert len(json.loads(told)["choice"]["layers"]) == 2

@@ -1,6 +1,8 @@
-"""The report and the comparison: one file that needs nothing else, says what was found, is whole or not there."""
+"""The report and the comparison: they need only their folder, say what was found, are whole or not there."""
 
+import csv
 import dataclasses
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,8 +13,8 @@ from etils import epath
 
 from sflow_jax.reports.pages import number, percent
 from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg, vitality_chart, windows_chart
-from sflow_jax.vitality.comparison import compare, write_comparison
-from sflow_jax.vitality.pictures import Comparison
+from sflow_jax.vitality.comparison import compare, compare_all, write_comparison
+from sflow_jax.vitality.pictures import Comparison, KeptFiles
 from sflow_jax.vitality.report import write_report_files
 from sflow_jax.vitality.scores import MEASURES, Rule, Variant
 from sflow_jax.vitality.summary import Summary, Table, summarise
@@ -24,7 +26,7 @@ DISTANCES = (0.6, 0.05, 0.1, 0.4, 0.02)
 FILES = {"report.html", "scores.json", "scores.csv", "vitality.png", "vitality.svg"}
 AUTO = Rule()
 # Tags that have no end.
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 def made(*, extras=True, rule=AUTO, distances=DISTANCES, seed=0, **settings) -> Summary:
@@ -85,12 +87,20 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def assert_self_contained(text: str) -> None:
+def kept_file(number: int) -> KeptFiles:
+    """As a run's folder names them; layer 2 was not kept."""
+    files = {layer: f"pictures/{number}-{layer}.jpg" for layer in (0, 1, 3, 4)}
+    return KeptFiles(number, EVIL, number, f"pictures/{number}.jpg", files)
+
+
+def assert_self_contained(text: str, folder=None) -> None:
+    """Nothing is fetched; links lead to files of the folder, if there is one."""
     page = Page(text)
     assert not {"link", "iframe", "object", "base"} & {*page.tags}
     for name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "action"):
-            assert value.startswith(("data:image/", "#")), value[:80]
+            beside = folder is not None and (folder / value).is_file()
+            assert beside or value.startswith(("data:image/", "#")), value[:80]
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert {address for address in re.findall(r"https?://[^\"'\s<]+", text)} <= {
         "http://www.w3.org/2000/svg",
@@ -112,7 +122,7 @@ def full(tmp_path_factory):
 def test_the_report_is_one_file_that_needs_nothing_else(full):
     folder, _, text = full
     assert {file.name for file in folder.iterdir()} == FILES | {"manifest.json"}
-    assert_self_contained(text)
+    assert_self_contained(text, folder)
     assert (folder / "vitality.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -120,8 +130,8 @@ def test_strings_are_escaped(full):
     _, _, text = full
     assert text.count("<script>") == 1  # our own
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp;" in text
-    # In the pictures' prompts (three are shown), thirteen times in the settings, in a note and in the costs.
-    assert Page(text).text.count(EVIL) == 3 + 13 + 1 + 1
+    # In the pictures' prompts (three are shown), a row a prompt, thirteen times in the settings, a note, the costs.
+    assert Page(text).text.count(EVIL) == 3 + PROMPTS + 13 + 1 + 1
 
 
 def test_the_report_says_what_was_found(full):
@@ -130,8 +140,9 @@ def test_the_report_says_what_was_found(full):
     assert "Vital layers of tiny-dev" in page.text
     assert "Layers 0, 3 are vital" in page.text
     assert "100 % of 2000 resamples" in page.text
-    assert page.tags.count("tr") == 1 + LAYERS + 2  # layers and their header, one pair and its header
-    rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
+    # Layers twice (the windows' table), prompts, one pair, each with a header.
+    assert page.tags.count("tr") == 2 * (1 + LAYERS) + 1 + PROMPTS + 2
+    rows = re.findall(r"<tr.*?</tr>", text[text.index("<h2>Layers") : text.index("<h2>Prompts")], re.DOTALL)
     for score in summary.layers:
         (row,) = [x for x in rows if f'<th scope="row" class="number">{score.layers[0]}</th>' in x]
         told = Page(row).text.split()
@@ -163,7 +174,7 @@ def test_the_same_report_has_the_same_bytes(full, tmp_path):
 def test_a_sweep_without_pictures_windows_or_pairs(tmp_path):
     write_report_files(tmp_path, made(extras=False), [], {})
     text = (tmp_path / "report.html").read_text()
-    assert_self_contained(text)
+    assert_self_contained(text, tmp_path)
     assert Page(text).tags.count("svg") == 1
     assert not {"img", "Costs", "Pairs"} & {*Page(text).tags, *Page(text).words}
 
@@ -192,7 +203,8 @@ def test_a_measure_that_nobody_took_is_left_out(tmp_path):
     write_report_files(tmp_path, dataclasses.replace(run, layers=layers, rank_correlations=correlations), [], {})
     page = Page((tmp_path / "report.html").read_text())
     assert "CLIP" not in page.text and "PSNR (dB) and SSIM compare" in page.text
-    assert page.tags.count("td") == LAYERS * 8
+    # Of layers; then of prompts: text, two vital layers, the others.
+    assert page.tags.count("td") == LAYERS * 8 + PROMPTS * 4
 
 
 def test_no_layer_or_every_layer_may_be_vital(tmp_path):
@@ -261,6 +273,8 @@ def test_charts_are_the_same_every_time_and_keep_text_as_text():
         assert "layer bypassed</text>" in to_svg(one)
         assert not re.search(r"<dc:date|\b20\d\d-\d\d-\d\d", to_svg(one))
     inline = to_inline_svg(vitality_chart(made()))
+    words = f"layer 3: vitality {made().vitality[3]:.3f}, from "
+    assert inline.count("<g><title>layer") == LAYERS and f"<g><title>{words}" in inline
     assert inline.startswith("<svg") and "var(--chart-kind-1, " in inline
     with pytest.raises(ValueError, match="no windows"):
         windows_chart(made(extras=False))
@@ -276,11 +290,11 @@ def test_charts_leave_the_settings_of_others_alone():
 
 def test_numbers_are_never_rounded_to_certainty():
     assert [percent(share) for share in (0.0, 0.0005, 0.5, 0.9995, 1.0)] == [
-        "0 %",
-        "< 1 %",
-        "50 %",
-        "> 99 %",
-        "100 %",
+        "0\u00a0%",
+        "<\u00a01\u00a0%",
+        "50\u00a0%",
+        ">\u00a099\u00a0%",
+        "100\u00a0%",
     ]
     assert [number(x) for x in (float("nan"), float("inf"), -0.5)] == ["–", "∞", "−0.500"]
     assert number(0.25, 2, signed=True) == "+0.25"
@@ -307,14 +321,86 @@ def test_two_runs_compared(tmp_path):
         assert words in str(comparison)
     write_comparison(tmp_path / "made", comparison)
     text = (tmp_path / "made" / "comparison.html").read_text()
-    assert_self_contained(text)
+    assert_self_contained(text, tmp_path / "made")
     assert text.count("<script>") == 1 and EVIL in Page(text).text
     assert "Rank correlation 0.900" in Page(text).text and text.count('<tr class="vital">') == 2
     write_comparison(tmp_path / "page.html", comparison)
-    assert {file.name for file in tmp_path.iterdir()} == {"made", "page.html", "page.png"}
-    for suffix in ("html", "png"):
+    assert {file.name for file in tmp_path.iterdir()} == {"made", "page.html", "page.json", "page.png"}
+    for suffix in ("json", "png"):
         again, before = tmp_path / f"page.{suffix}", tmp_path / "made" / f"comparison.{suffix}"
         assert again.read_bytes() == before.read_bytes()
+    page = (tmp_path / "page.html").read_text()
+    assert page.replace("page.json", "comparison.json").replace("page.png", "comparison.png") == text
+
+
+def test_three_runs_compared(tmp_path):
+    runs = [made(), made(distances=(0.6, 0.05, 0.4, 0.1, 0.02)), made(guidance=2.0)]
+    comparison = compare_all(runs, ("a", "b", EVIL))
+    assert [pair.agreement for pair in comparison.pairs.values()] == pytest.approx([1 / 3, 1, 1 / 3])
+    assert comparison.vital_in[3] == ("a", EVIL) and comparison.settings == {
+        "guidance": ("not told", "not told", 2.0)
+    }
+    write_comparison(tmp_path, comparison)
+    text = (tmp_path / "comparison.html").read_text()
+    assert_self_contained(text, tmp_path)
+    assert Page(text).tags.count("tr") == 1 + 3 + 1 + 1 + 1 + LAYERS and text.count('<tr class="vital">') == 2
+    told = json.loads((tmp_path / "comparison.json").read_text())
+    assert told["runs"] == ["a", "b", EVIL] and len(told["pairs"]) == 3
+    assert told["layers"][3] == {
+        "layer": 3,
+        "vitality": [run.vitality[3] for run in runs],
+        "vital_in": ["a", EVIL],
+    }
+    with pytest.raises(ValueError, match="share 0 measured layers"):
+        compare_all([*runs, dataclasses.replace(runs[0], layers=())], "abcd")
+
+
+def test_the_gallery_shows_every_picture_that_was_kept(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    kept_files = [kept_file(0), kept_file(6)]
+    for files in kept_files:
+        for name in (files.reference, *files.bypassed.values()):
+            (tmp_path / name).write_bytes(b"")
+    summary = made()
+    write_report_files(tmp_path, summary, [kept()], {}, kept_files)
+    text, report = ((tmp_path / name).read_text() for name in ("pictures.html", "report.html"))
+    for page in (text, report):
+        assert_self_contained(page, tmp_path)
+    assert report.count('href="pictures.html"') == 2
+    assert text.count('loading="lazy"') == 2 * 5 and text.count('<li class="vital">') == 2 * 2
+    assert f"layer 3 {summary.by_prompt[6].vitality[3]:.2f} ({summary.vitality[3]:.2f})" in Page(text).text
+    # Its policy allows the two scripts that it has.
+    assert text.count("<script>") == 2 == text.count("'sha256-")
+
+
+def test_scores_of_every_prompt_are_in_the_csv():
+    summary = made()
+    rows = list(csv.DictReader(io.StringIO(summary.to_csv())))
+    assert len([row for row in rows if not row["prompt"]]) == 3 * LAYERS + 1
+    for layer in range(LAYERS):
+        own = [row for row in rows if row["prompt"] and row["layers"] == str(layer)]
+        assert [row["prompt"] for row in own] == list(map(str, range(PROMPTS)))
+        assert np.mean([float(row["vitality"]) for row in own]) == pytest.approx(summary.vitality[layer])
+        assert {(row["low"], row["vital"]) for row in own} == {("", str(int(layer in (0, 3))))}
+
+
+def test_a_set_that_few_resamples_choose_looks_unsure(tmp_path):
+    sure = made(extras=False)
+    membership = (1.0, 0.0, 0.3, 0.7, 0.0)
+    choice = dataclasses.replace(sure.choice, confidence=0.4, membership=membership)
+    write_report_files(tmp_path, dataclasses.replace(sure, choice=choice), [], {})
+    text = (tmp_path / "report.html").read_text()
+    assert "Layers 0, 3 may be vital" in Page(text).text and 'class="unsure"' in text
+    assert "hatched ones" in text and to_svg(vitality_chart(sure)).count("<pattern") == 0
+    assert (tmp_path / "vitality.svg").read_text().count("<pattern") > 0
+
+
+def test_a_summary_shows_itself():
+    summary = made(extras=False)
+    assert repr(summary) == "<vital layers 0, 3 of 5 (auto; the same in 100% of resamples)>"
+    assert summary._repr_png_() == to_png(summary.plot())
+    again = Summary.from_json(json.dumps(summary.to_dict()))
+    assert again == summary and len(again.by_prompt) == PROMPTS
 
 
 def test_a_run_compared_with_itself_agrees():
