@@ -28,6 +28,7 @@ from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solve import Reached
 from sflow_jax.sampling.steps import Blank, Step
 from sflow_jax.settings import AUTOMATIC, BANK_PLACES
+from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.placement import HOST
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,12 @@ def digest(steps: Iterable[Step], others: Any) -> str:
     for leaf in jax.tree.leaves((rows, others)):
         seen.update(np.asarray(on_this_host(leaf) if isinstance(leaf, jax.Array) else leaf).tobytes())
     return seen.hexdigest()
+
+
+def tensor_bytes(info: ModelInfo, tokens: int, branches: int, dtype: Any) -> int:
+    """Of one layer's keys, or values, in one step."""
+    config = info.configs["transformer"]
+    return branches * tokens * config.heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 
 def free_bytes(place: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.editing.bank import SourceBank, digest, keeps_its_path, lent_places, takes_anything
+from sflow_jax.editing.bank import SourceBank, digest, keeps_its_path, lent_places, takes_anything, tensor_bytes
 from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.methods import Method
 from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
@@ -227,8 +227,8 @@ class Editor:
         places = lent_places(taken, info.family.own_attentions(info.configs))
         first = self.prompts.rows([0])
         others = (start.latents(method), self.picture, places, self.prompts.branches, first)
-        config, dtype = info.configs["transformer"], computed_dtype(self.painter.placement.dtype)
-        tensor = self.prompts.branches * self.canvas.tokens * config.heads * config.head_dim * dtype.itemsize
+        dtype = computed_dtype(self.painter.placement.dtype)
+        tensor = tensor_bytes(info, self.canvas.tokens, self.prompts.branches, dtype)
         needed = sum(map(takes_anything, steps)) * len(places) * tensor
         fits = self.bank.begin((self.painter, self.canvas, digest(steps, others)), places, needed)
         return self.bank if fits else None

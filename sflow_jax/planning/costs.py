@@ -9,10 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from sflow_jax.editing.bank import tensor_bytes
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.chips import Chip
 from sflow_jax.machine.meshes import AXES
 from sflow_jax.planning.lowering import GIB, weight_bytes
+from sflow_jax.sampling.guidance import BRANCHES
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
 
@@ -20,6 +22,7 @@ from sflow_jax.storage.checkpoint import ModelInfo
 RESERVE = 4 * GIB
 # A source and three edits; the paper's number of prompts.
 EDIT_MEMBERS, SWEEP_PROMPTS = 4, 64
+KEYS_AND_VALUES = 2
 COMPILED = "compiled.json"
 
 
@@ -131,11 +134,24 @@ def describe_plan(
     lines = [f"{info.title} on {count} × {chip.name}, {side}×{side}, {placement.quantisation or 'bfloat16'}"]
     for work in usual_work(info):
         lines += _described_work(info, words, machine, chip, count, placement, work)
+    if info.vital_layers is not None:
+        lines.append(_described_bank(info))
     if placement.offload:
         lines.append(
             "offload: the transformer's blocks cross from the host in every step, which is not counted here"
         )
     return lines
+
+
+def _described_bank(info: ModelInfo) -> str:
+    """A line about what `--kv-cache` keeps of an edit's source."""
+    branches = BRANCHES if info.family.guidance == "branches" else 1
+    tensors = KEYS_AND_VALUES * len(info.vital_layers)
+    size = tensors * tensor_bytes(info, info.canvas().tokens, branches, jnp.bfloat16) / GIB
+    steps = info.defaults.real_steps
+    return (
+        f"--kv-cache: {size:.2f} GiB a step in the vital layers, {steps * size:.1f} GiB for {steps} steps (exact)"
+    )
 
 
 def _described_work(
