@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.atlas.atlas import Looked, atlas_of_edit, atlas_of_generation
 from sflow_jax.catalogue import find_model
-from sflow_jax.editing.bank import SourceBank
 from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, edit_pictures, find_region
 from sflow_jax.editing.generation import generate_pictures
@@ -261,7 +260,7 @@ class StableFlow:
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
         size: str = EditSettings.size,
-        kv_cache: str | SourceBank = EditSettings.kv_cache,
+        kv_cache: Any = EditSettings.kv_cache,
         on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
