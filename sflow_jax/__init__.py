@@ -24,6 +24,7 @@ _HOME = {
     "Method": "editing.methods",
     "Placement": "settings",
     "RegionRecipe": "editing.regions",
+    "SourceBank": "editing.bank",
     "StableFlow": "pipeline",
     "Stopped": "progress",
     "Summary": "vitality.summary",
@@ -40,6 +41,7 @@ __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
     from sflow_jax.catalogue import load_features
+    from sflow_jax.editing.bank import SourceBank
     from sflow_jax.editing.choosing import Candidates
     from sflow_jax.editing.methods import METHODS, Method
     from sflow_jax.editing.regions import RegionRecipe

@@ -246,18 +246,20 @@ class Painter:
         groups: int = 1,
         reference: Float[AnyArray, "b s c"] | None = None,
         watch: Callable[[Reached], None] | None = None,
+        each: Callable[[Reached], None] | None = None,
         progress: Progress = ignore,
         what: str = "painting",
     ) -> Float[Array, "b s c"]:
         """Latents at the end of any path of steps; one compilation for all paths of a batch's shape.
 
         path: from blank steps to those of `intervals` intervals. negative: see `denoise`. reference: the second
-        path's start, see `sampling.steps`. watch: sees every interval's end before the next one uses it up.
+        path's start, see `sampling.steps`. watch: sees every interval's end before the next one uses it up; each:
+        every step's.
         """
         solve = self._solve(canvas, conditioning, guidance, negative, groups)
         with naming_compilation(progress, STEP) as progress:
             progress(0, intervals, what)
-            for done, reached in enumerate(solve(latents, path(solve.blank), reference=reference), 1):
+            for done, reached in enumerate(solve(latents, path(solve.blank), reference=reference, each=each), 1):
                 latents = reached.latents
                 if watch is not None:
                     watch(reached)

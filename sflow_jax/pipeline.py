@@ -264,6 +264,7 @@ class StableFlow:
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
         size: str = EditSettings.size,
+        kv_cache: Any = EditSettings.kv_cache,
         on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Edit:
@@ -287,12 +288,15 @@ class StableFlow:
         an `image` is inverted without skip-layer guidance. Every branch of an edit takes from the source's same
         branch. A stored inversion's size, steps and nudge hold. on_step: see `painter.watching`; called for the
         steps of the edits, batch after batch (row 0 the source), not for those of an inversion or a region.
+        kv_cache: "off"; or where what the source lends is kept ("auto", "device", "host", "disk"), so that later
+        batches need no row for it: latents then agree to rounding. A `SourceBank` keeps it for later calls too.
+        With skip-layer guidance, or where the source's way depends on its edits, every batch has the row.
         """
         asked = EditSettings(
             method=method, layers=layers, steps=steps, guidance=guidance, seed=seed, nudge=nudge, unnudge=unnudge,
             replay=replay, region=region, paste=paste, edits_at_once=edits_at_once, method_options=method_options,
             height=height, width=width, attentions=attentions, negative=negative, skip_layers=skip_layers,
-            skip_scale=skip_scale, skip_window=skip_window, size=size,
+            skip_scale=skip_scale, skip_window=skip_window, size=size, kv_cache=kv_cache,
         )  # fmt: skip
         request = Request(source_prompt, edit_prompts, image, inversion, noise, asked, latents, on_step=on_step)
         return edit_pictures(self.painter, request, as_progress(progress))

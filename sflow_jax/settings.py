@@ -21,6 +21,8 @@ TEXT_ENCODER_PLACES = ("device", "host", "disk")
 REPLAYS = ("aligned", "residual", "none")
 # In which of two attentions of a layer keys and values are injected; the first is the default.
 ATTENTIONS = ("both", "joint", "image")
+# Where what a source lends to its edits is kept between batches; the first is the default.
+BANK_PLACES = ("off", "auto", "device", "host", "disk")
 KEPT_PICTURES = ("thumbnails", "all", "none")
 # The paper's latent nudging.
 NUDGE = 1.15
@@ -290,7 +292,8 @@ class EditSettings(PhotoSettings):
     method: a name of `editing.methods.METHODS`, or a `Method`. layers: "vital", "all", "none", "late" or numbers.
     guidance: one number, or one a row, source first. region: "none", a preset of `editing.regions.REGIONS`, a mask
     picture's file, or from Python an array or a `RegionRecipe`. method_options: other numbers of the method by
-    name. attentions: a name of `ATTENTIONS`; models whose layers have one attention know "both" alone.
+    name. attentions: a name of `ATTENTIONS`; models whose layers have one attention know "both" alone. kv_cache: a
+    name of `BANK_PLACES`, or from Python a `SourceBank`.
     """
 
     method: Any = setting(None, "How to edit; see --list-methods.", unset="reference; photos: coupled")
@@ -324,10 +327,17 @@ class EditSettings(PhotoSettings):
     attentions: str = setting(
         ATTENTIONS[0], "Where layers with two attentions inject: both, joint or image.", choices=ATTENTIONS
     )
+    kv_cache: Any = setting(
+        BANK_PLACES[0],
+        "Where the source's keys and values wait between batches of edits, which then leave its row out.",
+        choices=BANK_PLACES,
+    )
     method_options: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.kv_cache, str):
+            _one_of("kv_cache", self.kv_cache, BANK_PLACES)
         _at_least("edits_at_once", self.edits_at_once, 1, MOST_PICTURES)
         _one_of("attentions", self.attentions, ATTENTIONS)
         if self.replay is not None:

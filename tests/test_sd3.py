@@ -242,6 +242,17 @@ def test_edits_of_generated_pictures_agree_and_matter(case, noise):
         assert relative(ours[0], plain_theirs[0]) <= METHOD_LIMIT
 
 
+@pytest.mark.parametrize("case", ["3.5-medium"], indirect=True)
+def test_both_branches_and_both_attentions_take_from_a_bank(case, noise):
+    asked = dict(layers=(0, 1, 3), guidance=[4.0, 5.0, 6.0], negative=[NEGATIVE, "", "red"], noise=noise, steps=2)
+    row, bank = (
+        case.flow.edit(PROMPTS[0], PROMPTS[1:], edits_at_once=1, kv_cache=place, **asked, **SIZE)
+        for place in ("off", "device")
+    )
+    assert relative(bank.latents, row.latents) <= 1e-5
+    assert (bank.evaluations, row.evaluations) == (12, 16)
+
+
 @torch.no_grad()
 def image_latents(case, photo) -> torch.Tensor:
     """Packed, scaled latents of the photo."""

@@ -35,7 +35,7 @@ GROUPS = {
     "Source": ("text_encoders", "autoencoder", "family", "lora"),
     "Model and machine": (
         "model", "dtype", "attention", "mesh", "quantisation", "quantize", "offload", "text_encoder", "batch",
-        "edits_at_once", "coordinator", "process", "worker",
+        "edits_at_once", "kv_cache", "coordinator", "process", "worker",
     ),
     "Page": ("host", "port", "open_browser", "share"),
     "Results": (

@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.bank import SourceBank
 from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.editor import Editor, Prompts, inversion_passes
 from sflow_jax.editing.methods import NO_REGION, REFERENCE, Method, default_method, find_method
@@ -35,7 +36,7 @@ from sflow_jax.records import OWN, checksum_of, photo_record
 from sflow_jax.results import Edit, Inversion, inversion_file
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import BRANCHES, guidance_rows
-from sflow_jax.settings import EditSettings, as_record
+from sflow_jax.settings import BANK_PLACES, EditSettings, as_record
 
 logger = logging.getLogger(__name__)
 # Where the user gives a region to a method that has none, the background stays until this share of the steps.
@@ -91,7 +92,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     """Edits of one source; see `StableFlow.edit`."""
     record = source_record(request)
     request = request.loaded()
-    asked = request.settings
+    asked, bank = request.settings, find_bank(request)
     method = choose_method(painter, request)
     layers = painter.info.resolve_layers(method.layers)
     scale, branches = guidance_of(method, asked.guidance, request.batch), Branches.of(painter, request.batch, asked)
@@ -102,7 +103,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
         raise SettingError("`noise` is where a painted source begins: it has no effect on other sources")
     noise = checked_noise(painter, asked.seed, request.noise, canvas) if request.painted else None
     if method.path == "painted":
-        edit = _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress)
+        edit = _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress, bank)
         return dataclasses.replace(edit, record=edit_record(painter, edit, record))
     conditioning = painter.encode_prompts([request.source, *request.edits], progress)
     source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress)
@@ -111,7 +112,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     editor = Editor(
         painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
-        progress, passes, branches, asked.attentions, request.watch, request.on_step,
+        progress, passes, branches, asked.attentions, request.watch, request.on_step, bank,
     )  # fmt: skip
     regions = _regions(editor, mask, method)
     method = _locking(method, regions)
@@ -288,17 +289,30 @@ def _source(painter, request, method, conditioning, branches, canvas, noise, pro
     return dataclasses.replace(source, inversion=inversion), passes
 
 
-def _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress) -> Edit:
+def _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress, bank) -> Edit:
     """The source and its edits side by side from one noise (the reference's edits of generated pictures)."""
     conditioning = painter.encode_prompts([request.source, *request.edits], progress)
     prompts, asked = Prompts(conditioning, scale, branches.conditioning(painter)), request.settings
     editor = Editor(
         painter, canvas, noise, prompts, None, asked.seed, asked.edits_at_once, progress, branches=branches,
-        attentions=asked.attentions, watch=request.watch, on_step=request.on_step,
+        attentions=asked.attentions, watch=request.watch, on_step=request.on_step, bank=bank,
     )  # fmt: skip
     latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))
     return _result(painter, request, method, layers, scale, branches, source, latents, None, editor.passes)
+
+
+def find_bank(request: Request) -> SourceBank | None:
+    """Where the source's row is kept: the caller's bank, or one for this call if it has several batches."""
+    asked = request.settings.kv_cache
+    if isinstance(asked, SourceBank):
+        return asked
+    if not isinstance(asked, str):
+        raise SettingError(
+            f"`kv_cache` must be one of {', '.join(BANK_PLACES)} or a SourceBank, found {asked!r:.80}"
+        )
+    several = len(request.edits) > request.settings.edits_at_once
+    return SourceBank(asked) if several and asked != BANK_PLACES[0] else None
 
 
 def _result(painter, request, method, layers, scale, branches, source, latents, regions, passes) -> Edit:
@@ -317,6 +331,7 @@ def _result(painter, request, method, layers, scale, branches, source, latents, 
         nudge=nudge,
         replay=method.replay,
         region=region,
+        kv_cache=asked.kv_cache.asked if isinstance(asked.kv_cache, SourceBank) else asked.kv_cache,
         **branches.record(method.steps),
     )
     images = painter.decode(latents / nudge if asked.unnudge else latents, canvas)

@@ -4,7 +4,9 @@ Axes: b batch (row 0 the source), e edits, s image tokens, c channels.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.bank import SourceBank, digest, keeps_its_path, lent_places, takes_anything, tensor_bytes
 from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.methods import Method
 from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
@@ -29,7 +32,11 @@ from sflow_jax.sampling.solve import Reached
 from sflow_jax.sampling.solvers import Evaluation, find_solver
 from sflow_jax.sampling.steps import Blank, Step
 from sflow_jax.settings import ATTENTIONS
+from sflow_jax.storage.placement import computed_dtype
 
+logger = logging.getLogger(__name__)
+# Rows of a batch, and blank steps for them → interval by interval, the steps of each.
+PathOf = Callable[[list[int], Blank], Iterator[list[Step]]]
 # Noises of a region are numbered from here on, clear of those of the steps.
 REGION_NOISES = 1_000_000
 
@@ -79,7 +86,7 @@ class Editor:
     picture: clean latents [s, c]. prompts: of the source and the edits. inversion: the picture's, for methods that
     follow one. seed: of every noise. at_once: edits in one batch. branches: whose skip-layer guidance edits have.
     attentions: of two in a layer, those that inject. watch: what is looked at while edits are painted, all of them
-    in one batch. on_step: sees every step of the edits, where nothing is watched.
+    in one batch. on_step: sees every step of the edits, where nothing is watched. bank: keeps the source's row.
     """
 
     painter: Painter
@@ -95,6 +102,7 @@ class Editor:
     attentions: str = ATTENTIONS[0]
     watch: Watch | None = None
     on_step: OnStep | None = None
+    bank: SourceBank | None = None
 
     def noise(self, number: int) -> Float[np.ndarray, "s c"]:
         """One of the seed's many noises, the same for all rows."""
@@ -130,13 +138,20 @@ class Editor:
                     control = control.within(locked, method.inside)
             yield from method_steps(method, start, sigmas, control, blank, locked)
 
+        watch = watching(self.on_step) if self.watch is None else self.watch.see
+        bank = self._bank(
+            injection(method, layers, 1, self.painter.layers, self.attentions), start, method, path_of
+        )
         rows: list[Array] = []
-        for members in self._batches():
+        for number, members in enumerate(self._batches()):
+            known = bank is not None and bank.complete
             latents = self._follow(
-                members, start.latents(method), path_of, method.steps - method.left_out, "editing",
-                watching(self.on_step) if self.watch is None else self.watch.see,
+                number, members[1:] if known else members, start.latents(method), path_of,
+                method.steps - method.left_out, "editing", watch, bank,
             )  # fmt: skip
-            rows.append(latents if not rows else latents[1:])
+            if known and not rows:
+                rows.append(bank.source)
+            rows.append(latents if known or not rows else latents[1:])
         # Filling up the last batch repeated its last edit.
         return jnp.concatenate(rows)[: 1 + self.prompts.edits]
 
@@ -178,7 +193,7 @@ class Editor:
     def _differences(self, path_of, intervals: int, counted: slice, measure) -> np.ndarray:
         """Sum over the counted intervals of `measure` of each edit's velocity minus the source's."""
         rows, wanted = [], range(intervals)[counted]
-        for members in self._batches():
+        for number, members in enumerate(self._batches()):
             total, done = 0.0, 0
 
             def add(reached: Reached) -> None:
@@ -187,7 +202,7 @@ class Editor:
                     total = total + measure(reached.velocity[1:] - reached.velocity[:1])
                 done += 1
 
-            self._follow(members, self.picture, path_of, intervals, "finding the region", watch=add)
+            self._follow(number, members, self.picture, path_of, intervals, "finding the region", watch=add)
             rows.append(np.asarray(total))
         return np.concatenate(rows)[: self.prompts.edits]
 
@@ -199,12 +214,44 @@ class Editor:
     def _batches(self) -> list[list[int]]:
         return list(chunks(self.prompts.edits, min(self.at_once, self.prompts.edits)))
 
+    def _bank(self, taken: LayerControl, start: Start, method: Method, path_of: PathOf) -> SourceBank | None:
+        """Where the source's row is kept; None where every batch has it. taken: what edits take from it."""
+        if self.bank is None or self.watch is not None:
+            return None
+        info, batches = self.painter.info, self._batches()
+        members = batches[0]
+        steps = list(itertools.chain(*path_of(members, Blank.of(1, len(members), *self.picture.shape))))
+        if not all(map(keeps_its_path, steps)) or not self._same_branches(batches):
+            logger.info("the source's row depends on its edits here: `kv_cache` keeps nothing")
+            return None
+        places = lent_places(taken, info.family.own_attentions(info.configs))
+        first = self.prompts.rows([0])
+        others = (start.latents(method), self.picture, places, self.prompts.branches, first)
+        dtype = computed_dtype(self.painter.placement.dtype)
+        tensor = tensor_bytes(info, self.canvas.tokens, self.prompts.branches, dtype)
+        needed = sum(map(takes_anything, steps)) * len(places) * tensor
+        fits = self.bank.begin((self.painter, self.canvas, digest(steps, others)), places, needed)
+        return self.bank if fits else None
+
+    def _same_branches(self, batches: list[list[int]]) -> bool:
+        """Whether edits have the branches of guidance that they have beside the source, in every batch."""
+        batches = [batches[0], *(batch[1:] for batch in batches)]
+        guided = {bool(np.any(self.prompts.guidance[batch] != 1)) for batch in batches}
+        return self.prompts.negative is None or len(guided) == 1
+
     def _follow(
-        self, members: list[int], latents: Float[AnyArray, "s c"], path_of, intervals: int, what: str, watch=None
+        self,
+        number: int,
+        members: list[int],
+        latents: Float[AnyArray, "s c"],
+        path_of: PathOf,
+        intervals: int,
+        what: str,
+        watch: Callable[[Reached], None] | None = None,
+        bank: SourceBank | None = None,
     ) -> Float[Array, "b s c"]:
-        """One batch along a path; counts its passes."""
-        batches = self._batches()
-        before = batches.index(members) * intervals
+        """One batch along a path; counts its passes. number: of the batch. bank: see `editing.bank`."""
+        batches = len(self._batches())
         rows, evaluations = len(set(members)), 0
 
         def counted(blank: Blank) -> Iterator[list[Step]]:
@@ -216,13 +263,18 @@ class Editor:
                 yield interval
 
         def shown(done: int, total: int, what: str) -> None:
-            self.progress(before + done, total * len(batches), what)
+            self.progress(number * intervals + done, total * batches, what)
 
         repeated = lambda x: np.repeat(np.asarray(x)[None], len(members), axis=0)
+        path, each = counted, None
+        if bank is not None:
+            path, watch, each = bank.around(counted, watch)
         ended = self.painter.follow(
-            repeated(latents), path=counted, canvas=self.canvas, intervals=intervals,
+            repeated(latents), path=path, canvas=self.canvas, intervals=intervals, each=each,
             reference=repeated(self.picture), watch=watch, progress=shown, what=what, **self.prompts.rows(members),
         )  # fmt: skip
+        if bank is not None:
+            bank.complete = True
         self.passes += rows * evaluations
         return ended
 

@@ -37,6 +37,7 @@ from sflow_jax.models.layers import (
     without,
 )
 from sflow_jax.models.layout import Layout, Output
+from sflow_jax.models.lending import LentByLayer, blank_record, lent_to, record, slots_of, with_record
 from sflow_jax.models.modulation import (
     SINUSOID_SCALE,
     SINUSOID_WIDTH,
@@ -156,7 +157,8 @@ class Call:
     """What all layers of one call share, beside what is scanned.
 
     words: text tokens w. region: share of the injection that each image token takes. watched: tokens whose
-    attention is handed out. axes, theta: of the rotary position embedding.
+    attention is handed out. axes, theta: of the rotary position embedding. lent: to one layer, by sources that are
+    not in the batch.
     """
 
     layout: Layout
@@ -165,6 +167,13 @@ class Call:
     watched: Int[AnyArray, "b q"] | None
     axes: tuple[int, ...]
     theta: float
+    lent: LentByLayer | None = None
+
+    def inject(
+        self, key: Float[Array, "b s h k"], value: Float[Array, "b s h k"], layer: LayerInterventions
+    ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
+        """Image keys and values moved to the source's."""
+        return inject_keys_values(key, value, layer, self.region, self.layout.members, self.lent)
 
     def attend(
         self,
@@ -174,8 +183,8 @@ class Call:
         layer: LayerInterventions,
     ) -> tuple[Float[Array, "b l h k"], Float[Array, "b q keys"] | None]:
         """Joint attention, and where the watched tokens attend."""
-        mixed = self.layout.attend_beside(query, key, value, self.words, layer.extend, self.region)
-        return mixed, self.layout.watch(query, key, self.words, layer, self.region, self.watched)
+        mixed = self.layout.attend_beside(query, key, value, self.words, layer.extend, self.region, self.lent)
+        return mixed, self.layout.watch(query, key, self.words, layer, self.region, self.watched, self.lent)
 
     def shift_keys(
         self, key: Float[Array, "b s h k"], shift: Float[AnyArray, "b 2"] | None
@@ -248,7 +257,7 @@ class DoubleBlock(nnx.Module):
         angles: Float[Array, "w_plus_s half_k"],
         layer: LayerInterventions,
         call: Call,
-    ) -> tuple[tuple[Float[Array, "b w d"], Float[Array, "b s d"]], dict[str, jax.Array]]:
+    ) -> tuple[tuple[Float[Array, "b w d"], Float[Array, "b s d"]], dict[str, Any]]:
         """(text, image) → the same behind the layer, and what was asked to be captured."""
         text, image = streams
         words, layout = text.shape[1], call.layout
@@ -257,9 +266,8 @@ class DoubleBlock(nnx.Module):
         image_attention, image_mlp = split_modulation(numbers.image, 2)
         text_query, text_key, text_value = self.text.project(text, text_attention, angles[:words])
         query, own_key, own_value = self.image.project(image, image_attention, angles[words:])
-        key, value = inject_keys_values(
-            call.shift_keys(own_key, layer.key_shift), own_value, layer, call.region, layout.members
-        )
+        shifted = call.shift_keys(own_key, layer.key_shift)
+        key, value = call.inject(shifted, own_value, layer)
         mixed, seen = call.attend(
             jnp.concatenate([text_query, query], axis=1),
             jnp.concatenate([text_key, key], axis=1),
@@ -273,8 +281,9 @@ class DoubleBlock(nnx.Module):
         text = layout.keep_whole(self.text.add_mlp(text, text_mlp, scale_gate(text_mlp.gate, *mlp)))
         image = layout.keep_whole(self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, *mlp)))
         return (text, image), layout.captured(
-            keys=own_key, values=own_value, text=text, image=image, attention=seen
-        )
+            keys=own_key, values=own_value, text=text, image=image, attention=seen,
+            lent=layout.lent(shifted, own_value),
+        )  # fmt: skip
 
 
 class SingleBlock(nnx.Module):
@@ -296,7 +305,7 @@ class SingleBlock(nnx.Module):
         angles: Float[Array, "l half_k"],
         layer: LayerInterventions,
         call: Call,
-    ) -> tuple[Float[Array, "b l d"], dict[str, jax.Array]]:
+    ) -> tuple[Float[Array, "b l d"], dict[str, Any]]:
         """The joint stream (text first) behind the layer, and what was asked to be captured."""
         words, layout = call.words, call.layout
         if layer.text is not None:
@@ -304,7 +313,8 @@ class SingleBlock(nnx.Module):
         (modulation,) = split_modulation(numbers, 1)
         normed = modulate(x, modulation.shift, modulation.scale, self.epsilon)
         query, own_key, own_value = self.attention.project(normed, angles)
-        key, value = self._intervened(own_key, own_value, layer, call)
+        of_image = call.shift_keys(own_key[:, words:], layer.key_shift), own_value[:, words:]
+        key, value = self._intervened(own_key, own_value, of_image, layer, call)
         mixed, seen = call.attend(query, key, value, layer)
         mixed = scale_heads(mixed, layer.heads, layer.attention)
         hidden = scale_tokens(jax.nn.gelu(self.mlp_in(normed), approximate=True), layer.mlp)
@@ -313,21 +323,23 @@ class SingleBlock(nnx.Module):
         x = layout.keep_whole(x + scale_gate(modulation.gate, layer.gate)[:, None] * update)
         return x, layout.captured(
             keys=own_key[:, words:], values=own_value[:, words:], text=x[:, :words], image=x[:, words:],
-            attention=seen,
+            attention=seen, lent=layout.lent(*of_image),
         )  # fmt: skip
 
     def _intervened(
-        self, key: Float[Array, "b l h k"], value: Float[Array, "b l h k"], layer: LayerInterventions, call: Call
+        self,
+        key: Float[Array, "b l h k"],
+        value: Float[Array, "b l h k"],
+        of_image: tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]],
+        layer: LayerInterventions,
+        call: Call,
     ) -> tuple[Float[Array, "b l h k"], Float[Array, "b l h k"]]:
-        """Keys and values whose image part may be moved, or the source's."""
-        injects = layer.inject is not None and call.layout.members > 1
+        """Keys and values whose image part may be moved, or the source's. of_image: that part, moved."""
+        injects = layer.inject is not None and (call.layout.members > 1 or call.lent is not None)
         if not injects and layer.key_shift is None:
             return key, value
         words = call.words
-        image_key, image_value = inject_keys_values(
-            call.shift_keys(key[:, words:], layer.key_shift), value[:, words:], layer, call.region,
-            call.layout.members,
-        )  # fmt: skip
+        image_key, image_value = call.inject(*of_image, layer)
         return (
             jnp.concatenate([key[:, :words], image_key], axis=1),
             jnp.concatenate([value[:, :words], image_value], axis=1),
@@ -411,31 +423,39 @@ class Flux(nnx.Module):
             ids = np.concatenate([np.zeros((call.words, 3), np.float32), position_ids(canvas)])
             angles = rotary_angles(ids, config.rotary_axes, config.rotary_theta)
             streams = self.text_in(text.astype(dtype)), self.image_in(latents.astype(dtype))
-        layers, split = interventions.layers.per_layer(), config.double_blocks
+        layers, split, lent = interventions.layers.per_layer(), config.double_blocks, interventions.lent
+        tensor = (len(latents) // layout.members, canvas.tokens, config.heads, config.head_dim)
+        recorded = blank_record(lent, tensor, dtype)
         with jax.named_scope("modulation"):
             double, single = self.modulations(vector, layout)
 
-        def through(streams, block, row):
-            numbers, layer = row
-            return block(streams, numbers, angles, layer, call)
+        def through(carry, block, row):
+            (streams, recorded), (numbers, layer, slots) = carry, row
+            of_layer = dataclasses.replace(call, lent=lent_to(lent, slots)[0])
+            streams, captured = block(streams, numbers, angles, layer, of_layer)
+            recorded, captured = record(recorded, slots, captured)
+            return (streams, recorded), captured
 
         if remat:
             through = jax.checkpoint(through)
         with jax.named_scope("double_blocks"):
-            streams, first = scan_layers(
-                through, streams, without(self.double_blocks, "modulation"), (double, layers.layers(0, split)),
+            (streams, recorded), first = scan_layers(
+                through, (streams, recorded), without(self.double_blocks, "modulation"),
+                (double, layers.layers(0, split), slots_of(lent, config.layers, 0, split)),
                 unroll=unroll,
             )  # fmt: skip
         with jax.named_scope("single_blocks"):
-            joint, second = scan_layers(
-                through, jnp.concatenate(streams, axis=1), without(self.single_blocks, "modulation"),
-                (single, layers.layers(split, None)), unroll=unroll,
+            (joint, recorded), second = scan_layers(
+                through, (jnp.concatenate(streams, axis=1), recorded), without(self.single_blocks, "modulation"),
+                (single, layers.layers(split, None), slots_of(lent, config.layers, split)),
+                unroll=unroll,
             )  # fmt: skip
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
             image = modulate(joint[:, call.words :], shift, scale, config.epsilon)
             velocity = self.image_out(image).astype(jnp.float32)
-        return Output(velocity, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second))
+        captured = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)
+        return Output(velocity, with_record(captured, recorded))
 
 
 def position_ids(canvas: Canvas) -> Float[np.ndarray, "s 3"]:

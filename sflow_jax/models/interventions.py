@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray, Leaf
+from sflow_jax.models.lending import Lent, LentByLayer
 
 
 @functools.partial(
@@ -62,20 +63,22 @@ class Skip(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["layers", "region", "skip", "watched"], meta_fields=[]
+    jax.tree_util.register_dataclass, data_fields=["layers", "region", "skip", "watched", "lent"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class Interventions:
     """What is done in one step. layers: [b, n, …]. region: [b, s], share of the injection that a token takes.
 
     skip: what the step does beside, which no network sees. watched: [b, q] int32, joint tokens (text first) whose
-    attention layers hand out; nothing is done to them.
+    attention layers hand out; nothing is done to them. lent: by sources that are not in the batch, or to be
+    recorded.
     """
 
     layers: LayerInterventions = LayerInterventions()
     region: Leaf | None = None
     skip: Skip | None = None
     watched: Leaf | None = None
+    lent: Lent | None = None
 
 
 NOTHING = Interventions()
@@ -90,19 +93,27 @@ def injected_share(
     return share.astype(jnp.float32)
 
 
+def of_source(
+    x: Float[Array, "b s h k"], members: int, lent: Float[Array, "g s h k"] | None = None
+) -> Float[Array, "b s h k"]:
+    """Every element's source's: its group's member 0's, or what a source outside the batch lends."""
+    grouped = x.reshape(-1, members, *x.shape[1:])
+    first = grouped[:, :1] if lent is None else lent[:, None]
+    return jnp.broadcast_to(first, grouped.shape).reshape(x.shape)
+
+
 def inject_source(
     x: Float[Array, "b s h k"],
     strength: Float[AnyArray, " b"] | None,
     region: Float[AnyArray, "b s"] | None,
     members: int,
+    lent: Float[Array, "g s h k"] | None = None,
 ) -> Float[Array, "b s h k"]:
-    """Move each element's image keys (or values) towards those of its group's member 0: exactly there at 1."""
-    if strength is None or members == 1:
+    """Move each element's image keys (or values) towards those of its group's source: exactly there at 1."""
+    if strength is None or (members == 1 and lent is None):
         return x
     share = injected_share(strength, region)[:, :, None, None]
-    grouped = x.reshape(-1, members, *x.shape[1:])
-    source = jnp.broadcast_to(grouped[:, :1], grouped.shape).reshape(x.shape)
-    return ((1 - share) * x + share * source).astype(x.dtype)
+    return ((1 - share) * x + share * of_source(x, members, lent)).astype(x.dtype)
 
 
 def inject_keys_values(
@@ -111,13 +122,15 @@ def inject_keys_values(
     layer: LayerInterventions,
     region: Float[AnyArray, "b s"] | None,
     members: int,
+    lent: LentByLayer | None = None,
 ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
-    """K/V injection (Stable Flow), of image tokens."""
+    """K/V injection (Stable Flow), of image tokens. lent: by sources that are not in the batch."""
     if layer.inject is None:
         return key, value
+    lent_key, lent_value = lent or (None, None)
     return (
-        inject_source(key, layer.inject[:, 0], region, members),
-        inject_source(value, layer.inject[:, 1], region, members),
+        inject_source(key, layer.inject[:, 0], region, members, lent_key),
+        inject_source(value, layer.inject[:, 1], region, members, lent_value),
     )
 
 

@@ -39,6 +39,7 @@ from sflow_jax.models.layers import (
     without,
 )
 from sflow_jax.models.layout import Layout, Output
+from sflow_jax.models.lending import LentByLayer, blank_record, lent_to, record, slots_of, with_record
 from sflow_jax.models.modulation import (
     SINUSOID_SCALE,
     SINUSOID_WIDTH,
@@ -199,15 +200,18 @@ class Call:
     """What all layers of one call share, beside what is scanned.
 
     region: share of the injection that each image token takes. watched: tokens whose joint attention is handed out.
+    lent, lent_alone: to one layer's joint attention and the image's own, by sources that are not in the batch.
     """
 
     layout: Layout
     region: Float[AnyArray, "b s"] | None
     watched: Int[AnyArray, "b q"] | None
+    lent: LentByLayer | None = None
+    lent_alone: LentByLayer | None = None
 
-    def inject(self, image: QueryKeyValue, layer: LayerInterventions) -> QueryKeyValue:
+    def inject(self, image: QueryKeyValue, layer: LayerInterventions, lent: LentByLayer | None) -> QueryKeyValue:
         """Image keys and values moved to the source's."""
-        key, value = inject_keys_values(image.key, image.value, layer, self.region, self.layout.members)
+        key, value = inject_keys_values(image.key, image.value, layer, self.region, self.layout.members, lent)
         return QueryKeyValue(image.query, key, value)
 
     def attend(
@@ -215,15 +219,17 @@ class Call:
     ) -> tuple[Float[Array, "b l h k"], Float[Array, "b q keys"] | None]:
         """Attention over text and image, whose keys and values may be injected; and where watched tokens attend."""
         words = text.query.shape[1]
-        query, key, value = (jnp.concatenate(parts, axis=1) for parts in zip(text, self.inject(image, layer)))
-        seen = self.layout.watch(query, key, words, layer, self.region, self.watched)
-        mixed = self.layout.attend_beside(query, key, value, words, layer.extend, self.region)
+        moved = self.inject(image, layer, self.lent)
+        query, key, value = (jnp.concatenate(parts, axis=1) for parts in zip(text, moved))
+        seen = self.layout.watch(query, key, words, layer, self.region, self.watched, self.lent)
+        mixed = self.layout.attend_beside(query, key, value, words, layer.extend, self.region, self.lent)
         return scale_heads(mixed, layer.heads), seen
 
     def attend_alone(self, image: QueryKeyValue, layer: LayerInterventions) -> Float[Array, "b s h k"]:
         """Attention over the image's tokens alone, which nobody watches."""
-        moved = self.inject(image, layer.of_own_attention())
-        return scale_heads(self.layout.attend_beside(*moved, 0, layer.extend, self.region), layer.heads)
+        moved = self.inject(image, layer.of_own_attention(), self.lent_alone)
+        mixed = self.layout.attend_beside(*moved, 0, layer.extend, self.region, self.lent_alone)
+        return scale_heads(mixed, layer.heads)
 
 
 class Attention(nnx.Module):
@@ -306,7 +312,7 @@ class JointBlock(nnx.Module):
 
     def __call__(
         self, streams: Streams, numbers: Numbers, layer: LayerInterventions, call: Call
-    ) -> tuple[Streams, dict[str, jax.Array]]:
+    ) -> tuple[Streams, dict[str, Any]]:
         """(text, image) → the same behind the layer, and what was asked to be captured."""
         text, image = scale_tokens(streams[0], layer.text), streams[1]
         words, keep_whole = text.shape[1], call.layout.keep_whole
@@ -319,26 +325,29 @@ class JointBlock(nnx.Module):
         attention, mlp = (layer.gate, layer.attention), (layer.gate, layer.mlp)
         text = self.text.add_attention(text, mixed[:, :words], scale_gate(text_attention.gate, *attention))
         # Both attentions see the image as it entered.
-        updates = [self._own(image, modulation, layer, call, attention) for modulation in own]
+        alone = [self.image.own_attention.project(self.image.normed(image, modulation)) for modulation in own]
+        updates = [
+            self._own(projected, modulation, layer, call, attention) for projected, modulation in zip(alone, own)
+        ]
         image = self.image.add_attention(image, mixed[:, words:], scale_gate(modulation.gate, *attention))
         for update in updates:
             image = image + update
         text = keep_whole(self.text.add_mlp(text, text_mlp, scale_gate(text_mlp.gate, *mlp)))
         image = keep_whole(self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, *mlp)))
         return (text, image), call.layout.captured(
-            keys=projected.key, values=projected.value, text=text, image=image, attention=seen
-        )
+            keys=projected.key, values=projected.value, text=text, image=image, attention=seen,
+            lent=call.layout.lent(*(x for part in (projected, *alone) for x in (part.key, part.value))),
+        )  # fmt: skip
 
     def _own(
         self,
-        image: Float[Array, "b s d"],
+        projected: QueryKeyValue,
         modulation: Modulation,
         layer: LayerInterventions,
         call: Call,
         scales: tuple[Any, ...],
     ) -> Float[Array, "b s d"]:
         """The gated update of the image's own attention."""
-        projected = self.image.own_attention.project(self.image.normed(image, modulation))
         mixed = call.attend_alone(projected, layer)
         return scale_gate(modulation.gate, *scales)[:, None] * self.image.own_attention.out(mixed)
 
@@ -352,7 +361,7 @@ class LastBlock(nnx.Module):
 
     def __call__(
         self, streams: Streams, numbers: Numbers, layer: LayerInterventions, call: Call
-    ) -> tuple[Streams, dict[str, jax.Array]]:
+    ) -> tuple[Streams, dict[str, Any]]:
         """(text, image) → the text as it entered, the image behind the layer, and what was asked for."""
         text, image = scale_tokens(streams[0], layer.text), streams[1]
         modulation, image_mlp = split_modulation(numbers.image, 2)
@@ -363,8 +372,9 @@ class LastBlock(nnx.Module):
         image = self.image.add_mlp(image, image_mlp, scale_gate(image_mlp.gate, layer.gate, layer.mlp))
         image = call.layout.keep_whole(image)
         return (text, image), call.layout.captured(
-            keys=projected.key, values=projected.value, text=text, image=image, attention=seen
-        )
+            keys=projected.key, values=projected.value, text=text, image=image, attention=seen,
+            lent=call.layout.lent(projected.key, projected.value),
+        )  # fmt: skip
 
 
 def modulations(blocks: nnx.Module, vector: Float[Array, "b d"], layout: Layout) -> Numbers:
@@ -446,20 +456,31 @@ class Sd3(nnx.Module):
             call = Call(layout, interventions.region, interventions.watched)
             text = jnp.pad(text, ((0, 0), (0, 0), (0, self.config.text_width - text.shape[-1])))
             streams = self.text_in(text), self.image_in(latents.astype(dtype)) + self.positions(canvas)
-        layers, first, captured = interventions.layers.per_layer(), 0, []
+        layers, first, captured, lent = interventions.layers.per_layer(), 0, [], interventions.lent
+        tensor = (len(latents) // layout.members, canvas.tokens, self.config.heads, self.config.head_dim)
+        carry = streams, blank_record(lent, tensor, dtype)
 
-        def through(streams, block, row):
-            return block(streams, *row, call)
+        def through(carry, block, row):
+            (streams, recorded), (numbers, layer, slots) = carry, row
+            joint, alone = lent_to(lent, slots)
+            of_layer = dataclasses.replace(call, lent=joint, lent_alone=alone)
+            streams, captured = block(streams, numbers, layer, of_layer)
+            recorded, captured = record(recorded, slots, captured)
+            return (streams, recorded), captured
 
         if remat:
             through = jax.checkpoint(through)
         for name, blocks, count in self.stacks():
             with jax.named_scope(name):
-                rows = modulations(blocks, vector, layout), layers.layers(first, first + count)
-                streams, seen = scan_layers(through, streams, without(blocks, "modulation"), rows, unroll=unroll)
-            first, captured = first + count, [*captured, seen]
+                last = first + count
+                slots = slots_of(lent, self.config.layers, first, last)
+                rows = modulations(blocks, vector, layout), layers.layers(first, last), slots
+                carry, seen = scan_layers(through, carry, without(blocks, "modulation"), rows, unroll=unroll)
+            first, captured = last, [*captured, seen]
+        (_, image), recorded = carry
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
-            image = modulate(streams[1], shift, scale, self.config.epsilon)
+            image = modulate(image, shift, scale, self.config.epsilon)
             velocity = self.image_out(image).astype(jnp.float32)
-        return Output(velocity, jax.tree.map(lambda *parts: jnp.concatenate(parts), *captured))
+        together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *captured)
+        return Output(velocity, with_record(together, recorded))

@@ -9,10 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from sflow_jax.editing.bank import tensor_bytes
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.chips import Chip
 from sflow_jax.machine.meshes import AXES
 from sflow_jax.planning.lowering import GIB, weight_bytes
+from sflow_jax.sampling.guidance import BRANCHES
 from sflow_jax.settings import Placement
 from sflow_jax.storage.checkpoint import ModelInfo
 
@@ -21,6 +23,7 @@ from sflow_jax.storage.checkpoint import ModelInfo
 RESERVE = 4 * GIB
 # A source and three edits; the paper's number of prompts.
 EDIT_MEMBERS, SWEEP_PROMPTS = 4, 64
+KEYS_AND_VALUES = 2
 COMPILED = "compiled.json"
 
 
@@ -139,8 +142,19 @@ def plan_machine(
         "picture_size": info.picture_size,
         "quantisation": placement.quantisation,
         "offload": placement.offload,
+        "kv_cache_bytes": _bank_bytes(info),
+        "kv_cache_steps": info.defaults.real_steps,
         "works": [_planned_work(info, words, machine, chip, count, placement, work) for work in usual_work(info)],
     }
+
+
+def _bank_bytes(info: ModelInfo) -> float | None:
+    """What `--kv-cache` keeps of an edit's source in a step, in the vital layers; None where none are known."""
+    if info.vital_layers is None:
+        return None
+    branches = BRANCHES if info.family.guidance == "branches" else 1
+    tensors = KEYS_AND_VALUES * len(info.vital_layers)
+    return tensors * tensor_bytes(info, info.canvas().tokens, branches, jnp.bfloat16)
 
 
 def _planned_work(
@@ -181,6 +195,11 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
     ]
     for work in plan["works"]:
         lines += _described_work(work)
+    if plan["kv_cache_bytes"] is not None:
+        size, steps = plan["kv_cache_bytes"] / GIB, plan["kv_cache_steps"]
+        lines.append(
+            f"--kv-cache: {size:.2f} GiB a step in the vital layers, {steps * size:.1f} GiB for {steps} steps (exact)"
+        )
     if plan["offload"]:
         lines.append(
             "offload: the transformer's blocks cross from the host in every step, which is not counted here"

@@ -5,7 +5,7 @@ Everything that may change between calls of one shape is an argument, so each sh
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from sflow_jax.machine.meshes import batch_sharding
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.models.interventions import Interventions
 from sflow_jax.models.layout import ATTENTION, Layout
+from sflow_jax.models.lending import LENT
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.guidance import (
     BRANCHES,
@@ -49,12 +50,13 @@ def take_step(
 
     The state given is used up. Returns the new one, the point where the velocity was evaluated, one number to
     wait for when the state is used up in turn, and what was captured [n, b, …]: where the tokens that the step
-    watches attend, in the prompt's branch; nothing if it watches none. branches: conditioning has two rows an
-    element, see `sampling.guidance`.
+    watches attend, in the prompt's branch; nothing if it watches none; and, where the step records it, what sources
+    lend in all branches. branches: conditioning has two rows an element, see `sampling.guidance`.
     """
     batch, groups = state.latents.shape[0], step.offset.shape[0]
     layout = Layout(members=batch // groups, kernel=kernel, sharding=sharding)
-    watching = layout if step.interventions.watched is None else dataclasses.replace(layout, capture=(ATTENTION,))
+    asked = {ATTENTION: step.interventions.watched is not None, LENT: step.lent is not None and step.lent.recording}
+    watching = dataclasses.replace(layout, capture=tuple(name for name, wanted in asked.items() if wanted))
     captured: dict[str, Array] = {}
     inputs = (conditioning, both_branches(guidance, groups) if branches else guidance)
     prompted_inputs = (one_branch(conditioning, groups), guidance) if branches else inputs
@@ -68,7 +70,8 @@ def take_step(
             sigma=jnp.broadcast_to(sigma, (len(point),)),
             guidance=inputs[1],
             canvas=canvas,
-            interventions=interventions,
+            # Both branches have their own part of it already.
+            interventions=dataclasses.replace(interventions, lent=step.lent),
             layout=layout,
         )
         captured.update(output.captured)
@@ -93,7 +96,7 @@ def take_step(
     moved, point = jax.lax.with_sharding_constraint((moved, point), sharding)
     if branches:
         of_prompt = jax.vmap(functools.partial(one_branch, groups=groups))
-        captured = {name: of_prompt(x) for name, x in captured.items()}
+        captured = {name: x if name == LENT else of_prompt(x) for name, x in captured.items()}
     return moved, point, moved.latents[0, 0, 0], captured
 
 
@@ -147,11 +150,12 @@ class Solve:
         *,
         velocity: Float[AnyArray, "b s c"] | None = None,
         reference: Float[AnyArray, "b s c"] | None = None,
+        each: Callable[[Reached], None] | None = None,
     ) -> Iterator[Reached]:
         """Yield where every interval ends; the host prepares one step while the device computes another.
 
         The next interval uses up what was yielded: copy what is to be kept. velocity, reference: at the start, see
-        `State`; zeros by default.
+        `State`; zeros by default. each: sees the end of every step, of which an interval may have several.
         """
         zeros = np.zeros(latents.shape, np.float32)
         start = State(latents, *(zeros if x is None else x for x in (velocity, reference)))
@@ -162,5 +166,8 @@ class Solve:
                 # Waiting for the step before keeps progress honest without ever idling the device.
                 jax.block_until_ready(done)
                 done = following
-            yield Reached(state.latents, point, state.velocity, captured)
+                reached = Reached(state.latents, point, state.velocity, captured)
+                if each is not None:
+                    each(reached)
+            yield reached
         jax.block_until_ready(done)

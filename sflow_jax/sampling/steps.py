@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.errors import SettingError
 from sflow_jax.models.interventions import Interventions
+from sflow_jax.models.lending import Lent
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Evaluation, Solver
 from sflow_jax.settings import REPLAYS
@@ -45,6 +46,9 @@ class Step(NamedTuple):
     sigma: the time given to the velocity. look_ahead: a. scale: c. coupling: ρ. pull: ζ. keep_offset: k. agreement:
     κ. reference_scale: b. reference_pull: μ. offset: of a group's point. drift: of what is not weighted. weight: w
     of each token, 0…1. source: what member 0 of each group becomes after the step, where `replay` is true.
+
+    lent: what sources lend to the layers of others, or that it is to be recorded. source_velocity: of sources that
+    are not in the batch, whose `replay` and `pull` are then left out.
     """
 
     sigma: AnyArray
@@ -62,6 +66,8 @@ class Step(NamedTuple):
     source: Float[AnyArray, "g s c"]
     replay: AnyArray
     interventions: Interventions
+    lent: Lent | None = None
+    source_velocity: Float[AnyArray, "g s c"] | None = None
 
 
 # Terms of the rule that plain steps do not have.
@@ -101,6 +107,8 @@ def advance(velocity: Velocity, state: State, step: Step) -> tuple[State, Float[
     batch, groups = state.latents.shape[0], step.offset.shape[0]
     members = batch // groups
 
+    absent = step.source_velocity is not None
+
     def sources(x: AnyArray) -> Array:
         """Each element's member 0; grouped, so that no element leaves its device."""
         grouped = x.reshape(groups, members, *x.shape[1:])
@@ -113,14 +121,19 @@ def advance(velocity: Velocity, state: State, step: Step) -> tuple[State, Float[
     latents, drift = state.latents, spread(step.drift)
     point = latents + step.look_ahead * state.velocity + spread(step.offset)
     v = velocity(point, step.sigma)
+    v_source = spread(step.source_velocity) if absent else sources(v)
     weight = step.weight * (1 + step.agreement * (_agreement(v, jnp.sign(step.scale) * drift) - 1))
-    moved = latents + (1 - weight) * drift - step.pull * (latents - sources(latents))
-    moved = moved + step.scale * weight * (v - step.coupling * sources(v))
+    moved = latents + (1 - weight) * drift
+    if not absent:
+        moved = moved - step.pull * (latents - sources(latents))
+    moved = moved + step.scale * weight * (v - step.coupling * v_source)
     moved = moved + step.keep_offset * spread(step.offset)
     reference = state.reference
     if reference is not None:
-        reference = reference + step.reference_scale * (v - sources(v))
+        reference = reference + step.reference_scale * (v - v_source)
         moved = moved + step.reference_pull * (latents - reference)
+    if absent:
+        return State(moved, v, reference), point
     replayed = (step.replay & (jnp.arange(batch) % members == 0))[:, None, None]
     return State(jnp.where(replayed, spread(step.source), moved), v, reference), point
 
