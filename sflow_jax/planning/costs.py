@@ -198,7 +198,8 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
     if plan["kv_cache_bytes"] is not None:
         size, steps = plan["kv_cache_bytes"] / GIB, plan["kv_cache_steps"]
         lines.append(
-            f"--kv-cache: {size:.2f} GiB a step in the vital layers, {steps * size:.1f} GiB for {steps} steps (exact)"
+            f"--kv-cache: {size:.2f} GiB a step in the vital layers, "
+            f"{steps * size:.1f} GiB for {steps} steps (exact)"
         )
     if plan["offload"]:
         lines.append(
