@@ -11,8 +11,8 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, what): how many of `total` steps or pictures are done, and of what, such as
 "editing". A note may follow after a colon: "editing: compiling". May raise `Stopped`, which ends the run."""
 
-# Seconds between two lines of a log at least, and those after which one comes in any case.
-SOON, LATE = 5.0, 30.0
+# Seconds before the first line of a log, between two others at least, and after which one comes in any case.
+AT_FIRST, SOON, LATE = 1.0, 5.0, 30.0
 # From so many on, such as bytes, a bar counts in thousands, millions and so on.
 MANY = 100_000
 
@@ -53,7 +53,7 @@ class Bar:
 
 
 class Lines:
-    """Progress in a log file: a plain line at every tenth of the way or half minute, and at the end."""
+    """Progress in a log file: a plain line when it goes on, at every tenth or half minute, and at the end."""
 
     def __init__(self) -> None:
         self._what, self._done, self._start, self._shown = "", 0, 0.0, 0.0
@@ -64,7 +64,8 @@ class Lines:
         if what != self._what:
             self._what, self._done, self._start, self._shown = what, done, now, now
         further, since = 10 * (done - self._done) >= total, now - self._shown
-        if done >= total or (further and since >= SOON) or since >= LATE:
+        begun = self._shown == self._start and done > self._done
+        if done >= total or (begun and since >= AT_FIRST) or (further and since >= SOON) or since >= LATE:
             notes = f" ({note})" if note else ""
             print(f"{what}: {done:,} of {total:,}, {now - self._start:.0f} s{notes}", file=sys.stderr, flush=True)
             self._done, self._shown = done, now

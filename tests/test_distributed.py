@@ -90,7 +90,7 @@ def test_a_process_that_dies_ends_the_other(lost, wide_checkpoint, tmp_path):
     edit = ("edit", "-m", wide_checkpoint, "-p", "a cat", "-e", "a dog", "--layers", "0", "--steps", 9000)
     both = start_together(*edit, "--mesh", "tensor=2", "--out", tmp_path / "out", count=2)
     deadline = time.monotonic() + PATIENCE
-    while not re.search(r" [1-9]\d*/9000", both[0].errors):
+    while not re.search(r"editing: [1-9][\d,]* of 9,000", both[0].errors):
         assert time.monotonic() < deadline and both[0].process.is_alive(), both[0].errors
         time.sleep(0.02)
     both[lost].kill()

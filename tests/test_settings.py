@@ -151,12 +151,12 @@ def test_a_log_has_a_line_now_and_then(capsys, monkeypatch):
     for done in range(101):
         lines(done, 100, "painting: top 1")
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == "painting: 10 of 100, 30 s (top 1)" and shown[-1] == "painting: 100 of 100, 300 s (top 1)"
-    assert len(shown) == 10
+    assert shown[0] == "painting: 1 of 100, 3 s (top 1)" and shown[-1] == "painting: 100 of 100, 300 s (top 1)"
+    assert len(shown) == 11
     # Slow work is not silent for long, and quick work says only that it is done.
     for done in range(30):
         lines(done, 10_000, "waiting")
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
     for done in range(101):
         lines(done, 100, "encoding")
