@@ -148,7 +148,7 @@ def plan_machine(
     }
 
 
-def _bank_bytes(info: ModelInfo) -> float | None:
+def _bank_bytes(info: ModelInfo) -> int | None:
     """What `--kv-cache` keeps of an edit's source in a step, in the vital layers; None where none are known."""
     if info.vital_layers is None:
         return None
