@@ -17,6 +17,8 @@ from sflow_jax.vitality.charts import COLOURS, STYLE, layers_width, tick_size
 # Inches.
 SIZE = (6.4, 3.8)
 LABEL_SHIFT = (5, 4)
+# Names that find room beside the chart.
+MOST_BESIDE = 24
 PANEL_HEIGHT = 1.6
 
 
@@ -80,17 +82,16 @@ def pareto_chart(benchmark: Benchmark, summary: Summary) -> Figure:
     methods = [point for point in points if point.name != AUTOENCODER]
     best = pareto(methods)
     axes.plot([p.kept for p in best], [p.success for p in best], color=COLOURS["kind-1-pale"], linewidth=1.4)
-    kept = [point.kept for point in points] or [0.0]
-    middle = (min(kept) + max(kept)) / 2
     for point in points:
-        _draw_point(axes, point, best=point in best, hollow=point.name == AUTOENCODER, left=point.kept > middle)
+        _draw_point(axes, point, best=point in best, hollow=point.name == AUTOENCODER)
+    _name_points(axes, points)
     percent = benchmark.share is not None
     axes.set_ylabel(benchmark.chart[0].title + (" (%)" if percent else ""))
     axes.set_xlabel(benchmark.chart[1].title)
     axes.grid(linewidth=0.6)
-    axes.margins(0.14, 0.12)
+    axes.margins(0.06, 0.12)
     if percent:
-        axes.set_ylim(-4, 108)
+        axes.set_ylim(min([point.low for point in points], default=0) - 4, 104)
     return figure
 
 
@@ -116,20 +117,33 @@ def layers_chart(alone: LayersAlone) -> Figure:
     return figure
 
 
-def _draw_point(axes: Axes, point: Point, *, best: bool, hollow: bool, left: bool) -> None:
-    """A dot with its interval and name; the name stands to the left in the chart's right half."""
+def _draw_point(axes: Axes, point: Point, *, best: bool, hollow: bool) -> None:
+    """A dot with its interval."""
     colour = COLOURS["kind-1" if best else "kind-2"]
     if point.high > point.low:
         axes.vlines(point.kept, point.low, point.high, color=COLOURS["muted"], linewidth=0.9)
     face = COLOURS["paper"] if hollow else colour
     axes.plot(point.kept, point.success, "o", color=colour, markersize=6, markerfacecolor=face)
-    shift = (-LABEL_SHIFT[0] if left else LABEL_SHIFT[0], LABEL_SHIFT[1])
-    axes.annotate(
-        point.name,
-        (point.kept, point.success),
-        shift,
-        textcoords="offset points",
-        ha="right" if left else "left",
-        fontsize=8,
-        parse_math=False,
-    )
+
+
+def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Names beside the chart from top to bottom, each joined with its point; near it where they are too many."""
+    ordered = sorted(points, key=lambda point: (-point.success, -point.kept))
+    line = {
+        "arrowstyle": "-",
+        "color": COLOURS["muted"],
+        "linewidth": 0.4,
+        "alpha": 0.6,
+        "shrinkA": 1,
+        "shrinkB": 4,
+    }
+    line["relpos"] = (0.0, 0.5)
+    for point, height in zip(ordered, np.linspace(1, 0, len(ordered))):
+        place, style = (point.kept, point.success), {"fontsize": 8, "parse_math": False}
+        if len(points) > MOST_BESIDE:
+            axes.annotate(point.name, place, LABEL_SHIFT, textcoords="offset points", **style)
+        else:
+            beside = (1.03, height)
+            axes.annotate(
+                point.name, place, beside, textcoords="axes fraction", va="center", arrowprops=line, **style
+            )
