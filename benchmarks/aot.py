@@ -16,7 +16,7 @@ from sflow_jax.settings import Placement
 
 # What `sflow info --plan` reads of both tables.
 SHIPPED = Path(costs.__file__).with_name(costs.COMPILED)
-MODELS = ("flux-dev", "flux-schnell")
+MODELS = ("flux-dev", "flux-schnell", "sd3-medium", "sd35-medium", "sd35-large")
 SIDES = (512, 1024)
 # Groups on every shard of the batch.
 GROUPS = {"edit": 1, "sweep": 2}

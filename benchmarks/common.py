@@ -14,6 +14,7 @@ import click
 import jax
 import numpy as np
 
+from sflow_jax.editing.branches import Branches
 from sflow_jax.models.flux1 import FluxConditioning, FluxConfig, position_ids
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.canvas import Canvas
@@ -176,6 +177,7 @@ def paint_edit(
         painter.info.canvas(),
         guidance=np.array([source_guidance, *[edit_guidance] * len(layer_sets)], np.float32),
         inversion=inversion,
+        negative=Branches.of(painter, rows).conditioning(painter),
     )
 
 

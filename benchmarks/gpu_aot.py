@@ -1,4 +1,4 @@
-"""FLUX on GPUs, compiled by the real GPU compiler with no GPU present.
+"""FLUX and SD3 on GPUs, compiled by the real GPU compiler with no GPU present.
 
     pip install ".[gpu-aot]"
     python benchmarks/gpu_aot.py --only h100x1 --side 1024
@@ -122,14 +122,14 @@ TARGETS = {
 }  # fmt: skip
 
 HEADING = f"""\
-# FLUX on GPUs, compiled without a GPU
+# FLUX and SD3 on GPUs, compiled without a GPU
 
 `python benchmarks/gpu_aot.py`: the GPU compiler's own memory analysis and HLO. An edit is a source and three
-edits, a sweep two pictures a shard. Memory counts all networks' weights on a chip, and what this program adds but
-for cuDNN's workspace. Products are cuBLASLt's, or untuned Triton kernels. Bytes and times are **estimates**: a
-kernel reads its operands and writes its results once, and takes the least that published peaks of products or
-memory allow; kernels follow one another. XLA's attention counts as products and elementwise. Nothing was run; the
-command goes on with what is missing here.
+edits, a sweep two pictures a shard; SD3 computes two rows an element, for its guidance. Memory counts all networks'
+weights on a chip, and what this program adds but for cuDNN's workspace. Products are cuBLASLt's, or untuned Triton
+kernels. Bytes and times are **estimates**: a kernel reads its operands and writes its results once, and takes the
+least that published peaks of products or memory allow; kernels follow one another. XLA's attention counts as
+products and elementwise. Nothing was run; the command goes on with what is missing here.
 
 Bytes of a step, GB: {", ".join(BYTE_KINDS)}. Least time, ms: {", ".join(TIME_KINDS)}.
 
@@ -268,7 +268,7 @@ def save_rows(out: Path, rows: dict[tuple, Row]) -> list[Row]:
 
 @click.command()
 @click.option("--only", type=click.Choice(MACHINES), multiple=True, help="Machines [all]; repeat for more.")
-@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [both].")
+@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [all].")
 @click.option("--side", "sides", type=int, multiple=True, help="Height and width [512 and 1024].")
 @click.option("--work", "works", type=click.Choice(list(GROUPS)), multiple=True, help="Kinds of work [both].")
 @click.option("--numbers", "numbers", type=click.Choice(QUANTISATIONS), multiple=True, help="Of blocks [all].")
@@ -277,7 +277,7 @@ def save_rows(out: Path, rows: dict[tuple, Row]) -> list[Row]:
 @click.option("--fresh", is_flag=True, help="Compile again what the JSON has.")
 @out_option(TABLE)
 def main(only, models, sides, works, numbers, attentions, products, fresh: bool, out: Path) -> None:
-    """Compile FLUX for GPUs, and say what fits and where its bytes go."""
+    """Compile FLUX and SD3 for GPUs, and say what fits and where its bytes go."""
     answer_for_cudnn()
     rows = read_rows(out, identity)
     asked = {"work": works, "numbers": numbers, "attention": attentions, "products": products}

@@ -1,13 +1,15 @@
-"""What the embedded model can do, measured against the world it was trained on, whose right answers are known.
+"""What an embedded model can do, measured against the world it was trained on, whose right answers are known.
 
     python benchmarks/toyworld.py                  everything: about a quarter of an hour on two cores
     python benchmarks/toyworld.py --part edits     one part
+    python benchmarks/toyworld.py --model toyworld-sd3 --out benchmarks/results/sd3/toyworld.json
 
 Parts: `vae` (reconstruction of held-out drawings), `reader` (the attribute reader on held-out drawings),
 `generation` (attributes of pictures painted from held-out captions), `vital` (bypass every layer, compare with
-DINO's features), `edits` (known-answer edits of drawn and of generated pictures, four layer sets) and `nudge`
-(latent nudging against reconstruction). Writes JSON, where parts that are not measured again stay; Markdown and
-pictures go beside it. With `--save`, the vital layers found become the embedded model's.
+DINO's features), `edits` (known-answer edits of drawn and of generated pictures, four layer sets), `nudge`
+(latent nudging against reconstruction) and `skip` (skip-layer guidance with vital and other layers). Writes JSON,
+where parts that are not measured again stay; Markdown and pictures go beside it. With `--save`, the vital layers
+found become the model's own.
 """
 
 import dataclasses
@@ -31,8 +33,9 @@ from common import (
 )
 from tqdm.auto import tqdm
 
-from sflow_jax.catalogue import ASSETS, VITAL_LAYERS_FILE
 from sflow_jax.commands.console import use_compilation_cache
+from sflow_jax.editing.branches import Branches
+from sflow_jax.embedded import MODELS, VITAL_LAYERS_FILE
 from sflow_jax.measures.metrics import cosine_similarity, psnr
 from sflow_jax.painter import Painter
 from sflow_jax.pictures.files import to_unit
@@ -40,7 +43,7 @@ from sflow_jax.pictures.grids import captioned_grid
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.runs.folder import RunFolder, read_manifest
 from sflow_jax.sampling.control import LayerControl
-from sflow_jax.settings import EMBEDDED, SweepSettings
+from sflow_jax.settings import EMBEDDED, EMBEDDED_MODELS, GuidedSettings, SweepSettings
 from sflow_jax.toyworld.edits import EDIT_FAMILIES, Edit
 from sflow_jax.toyworld.reader import AttributeReader
 from sflow_jax.toyworld.scenes import Scene, sample_scene
@@ -113,18 +116,32 @@ def shares(readings: list[dict[str, str]], truth: list[dict[str, str]]) -> dict[
     }
 
 
-def paint(painter: Painter, captions: Sequence[str], noise: np.ndarray) -> np.ndarray:
-    """Pictures of captions at the model's defaults, each from its own noise, in batches of one shape."""
+def paint(
+    painter: Painter,
+    captions: Sequence[str],
+    noise: np.ndarray,
+    *,
+    guidance: float | None = None,
+    skip: Sequence[int] = (),
+) -> np.ndarray:
+    """Pictures of captions at the model's defaults, each from its own noise, in batches of one shape.
+
+    skip: layers of skip-layer guidance, at its own defaults.
+    """
     defaults, canvas, images = painter.defaults, painter.info.canvas(), []
+    branches = Branches.of(painter, BATCH, GuidedSettings(skip_layers=list(skip)))
+    control = branches.on(LayerControl.none(defaults.steps, BATCH, painter.layers))
+    scale = np.full(BATCH, defaults.guidance if guidance is None else guidance, np.float32)
     for start in tqdm(range(0, len(captions), BATCH), desc="painting", leave=False):
         rows = np.minimum(np.arange(start, start + BATCH), len(captions) - 1)
         latents = painter.denoise(
             noise[rows],
             painter.encode_prompts([captions[row] for row in rows]),
-            LayerControl.none(defaults.steps, BATCH, painter.layers),
+            control,
             canvas,
-            guidance=np.full(BATCH, defaults.guidance, np.float32),
+            guidance=scale,
             groups=BATCH,
+            negative=branches.conditioning(painter),
         )
         images.append(painter.decode(latents, canvas)[: len(captions) - start])
     return np.concatenate(images)
@@ -158,7 +175,7 @@ def measure_generation(study: Study) -> dict[str, Any]:
 
 
 def sweep(painter: Painter) -> tuple[Summary, Comparison]:
-    """A search for vital layers as `sflow vital -m toyworld` makes it, and the first prompt's pictures."""
+    """A search for vital layers as `sflow vital` makes it, and the first prompt's pictures."""
     settings = SweepSettings(batch=BATCH, keep_images="all")
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
@@ -309,6 +326,21 @@ def measure_nudge(study: Study) -> dict[str, Any]:
     return {"pictures": len(scenes), "nudges": figures}
 
 
+def measure_skip(study: Study) -> dict[str, Any]:
+    """Attributes of pictures painted with skip-layer guidance, by guidance scale and the layers left out."""
+    scenes = held_out_scenes(max(BATCH, study.pictures // 4), SEED + 2)
+    captions, truth = [scene.caption(i) for i, scene in enumerate(scenes)], [scene.attributes() for scene in scenes]
+    noise = draw_noise(study.painter, len(scenes), SEED)
+    sets = layer_sets(study.figures, study.flow.layers)
+    figures: dict[str, Any] = {"pictures": len(scenes), "right": {}}
+    for guidance in (1.0, study.flow.defaults.guidance):
+        for name in ("none", "vital", "least vital"):
+            images = paint(study.painter, captions, noise, guidance=guidance, skip=sets[name])
+            right = shares(study.reader(images).named, truth)
+            figures["right"].setdefault(str(guidance), {})[name] = right
+    return figures
+
+
 PARTS = {
     "vae": measure_vae,
     "reader": measure_reader,
@@ -316,6 +348,7 @@ PARTS = {
     "vital": measure_vital,
     "edits": measure_edits,
     "nudge": measure_nudge,
+    "skip": measure_skip,
 }
 
 
@@ -332,6 +365,10 @@ def tables(figures: Mapping[str, Any]) -> Iterator[str]:
             right = figures[part]["right"]
             title = f"{part}, {figures[part]['pictures']} pictures"
             yield from table(title, list(right), [[f"{share:.1%}" for share in right.values()]])
+    for guidance, sets in figures.get("skip", {}).get("right", {}).items():
+        rows = [[name, *(f"{share:.1%}" for share in right.values())] for name, right in sets.items()]
+        title = f"skip-layer guidance at guidance {guidance}, {figures['skip']['pictures']} pictures"
+        yield from table(title, ["layers left out", *sets["none"]], rows)
     for kind in ("drawn", "generated"):
         for family, sets in figures.get("edits", {}).get(kind, {}).items():
             names = list(next(iter(sets.values())))
@@ -339,10 +376,10 @@ def tables(figures: Mapping[str, Any]) -> Iterator[str]:
             yield from table(f"{kind}, {family}", ["layers", *names], rows)
 
 
-def save_vital(vital: Mapping[str, Any]) -> None:
-    """Record what the part `vital` found in the embedded model."""
+def save_vital(model: str, vital: Mapping[str, Any]) -> None:
+    """Record what the part `vital` found in an embedded model."""
     origin = f"measured on {vital['prompts']} held-out captions by benchmarks/toyworld.py"
-    write_json(ASSETS / VITAL_LAYERS_FILE, {"layers": vital["vital"], "origin": origin})
+    write_json(MODELS[model].own / VITAL_LAYERS_FILE, {"layers": vital["vital"], "origin": origin})
 
 
 @click.command()
@@ -353,18 +390,19 @@ def save_vital(vital: Mapping[str, Any]) -> None:
     "--pictures", default=512, show_default=True, help="Pictures painted; edits per family are an eighth."
 )
 @click.option("--save", is_flag=True, help="Record the vital layers found in the embedded model.")
+@click.option("--model", type=click.Choice(EMBEDDED_MODELS), default=EMBEDDED, show_default=True)
 @out_option("toyworld.json")
-def main(parts: tuple[str, ...], pictures: int, save: bool, out: Path) -> None:
-    """Measure the embedded model on its world."""
+def main(parts: tuple[str, ...], pictures: int, save: bool, model: str, out: Path) -> None:
+    """Measure an embedded model on its world."""
     use_compilation_cache()
     figures = json.loads(out.read_text()) if out.exists() else {}
-    study = Study(StableFlow.load(EMBEDDED), AttributeReader(), pictures, figures, out.parent)
+    study = Study(StableFlow.load(model), AttributeReader(), pictures, figures, out.parent)
     for part in parts or PARTS:
         figures[part] = PARTS[part](study)
         write_json(out, figures)
         click.echo(f"{part}: {json.dumps(figures[part])}")
         if part == "vital" and save:
-            save_vital(figures[part])
+            save_vital(model, figures[part])
     write_text(out.with_suffix(".md"), "\n".join(tables(figures)))
     click.echo(f"written to {out}")
 

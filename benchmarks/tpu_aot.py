@@ -1,4 +1,4 @@
-"""FLUX on TPU slices, compiled by the real TPU compiler with no TPU present.
+"""FLUX and SD3 on TPU slices, compiled by the real TPU compiler with no TPU present.
 
     pip install ".[tpu-aot]"
     python benchmarks/tpu_aot.py --only v5e-8 --side 512
@@ -52,6 +52,7 @@ from sflow_jax.catalogue import find_info
 from sflow_jax.families.flux1 import t5_features
 from sflow_jax.machine.chips import Chip, parse_machine
 from sflow_jax.machine.meshes import batch_sharding, make_mesh
+from sflow_jax.models.layers import parameter_count
 from sflow_jax.planning.costs import EDIT_MEMBERS, propose_mesh
 from sflow_jax.planning.lowering import GIB, abstract_weights, lower_decode, lower_step
 from sflow_jax.settings import Placement
@@ -76,14 +77,15 @@ SLICES = {
 MAIN = MODELS[0]
 # Chips that a sweep's model is split over at most, and an edit's at least, for the sake of comparison.
 MOST_SPLIT, LEAST_SPLIT = 8, 4
-# Memory of a chip, bytes, that holds a model of eight bits.
-ROOM_FOR_EIGHT_BITS = 20e9
+# Of a chip's memory, for a transformer of eight bits.
+ROOM_FOR_EIGHT_BITS = 0.6
 
 HEADING = """\
-# FLUX on TPU slices, compiled without a TPU
+# FLUX and SD3 on TPU slices, compiled without a TPU
 
 `python benchmarks/tpu_aot.py`: the TPU compiler's own memory analysis and HLO, in bfloat16 with splash
-attention. An edit is a source and three edits (data: so many at once); a sweep two pictures a shard.
+attention. An edit is a source and three edits (data: so many at once); a sweep two pictures a shard. SD3
+computes two rows an element, for its guidance.
 Memory counts all networks' weights on a chip, and what this program adds. Times are **estimates**: the
 least that published peaks of products, memory and network allow for one step; nothing was run. Bold:
 proposed by `--mesh auto`. On one chip T5 waits on the host, and copying offloaded blocks is not counted.
@@ -99,7 +101,7 @@ def cases(name: str, model: str) -> list[Case]:
     chip, count = parse_machine(name)
     about = {"slice": name, "model": model}
     if count == 1:
-        return [{**about, **case} for case in single_chip_cases(chip)]
+        return [{**about, **case} for case in single_chip_cases(chip, model)]
     (info, _), chosen = find_info(model), []
     for work in GROUPS:
         proposed, _ = propose_mesh(info, chip, count, work)
@@ -110,13 +112,14 @@ def cases(name: str, model: str) -> list[Case]:
     return [{**about, **case} for case in chosen]
 
 
-def single_chip_cases(chip: Chip) -> list[Case]:
+def single_chip_cases(chip: Chip, model: str) -> list[Case]:
     """One chip is too small for all in bfloat16: blocks in eight bits or in host memory, and T5 waits there."""
+    numbers = parameter_count(find_info(model)[0].abstract_network("transformer"))
     shared = {"network": "transformer", "work": "edit", "mesh": {}, "groups": 1, "members": EDIT_MEMBERS}
     return [
         {**shared, "proposed": False, "changes": changes}
         for changes in ({"quantisation": "int8"}, {"offload": True})
-        if changes.get("offload") or chip.memory > ROOM_FOR_EIGHT_BITS
+        if changes.get("offload") or numbers < ROOM_FOR_EIGHT_BITS * chip.memory
     ]
 
 
@@ -229,7 +232,7 @@ def save_rows(out: Path, rows: dict[tuple, Row]) -> None:
 
 @click.command()
 @click.option("--only", type=click.Choice(list(SLICES)), multiple=True, help="Slices [all]; repeat for more.")
-@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [both].")
+@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="Models [all].")
 @click.option("--side", "sides", type=int, multiple=True, help="Height and width [512 and 1024].")
 @click.option("--work", "works", type=click.Choice(list(GROUPS)), multiple=True, help="Kinds of work [both].")
 @click.option("--mesh", "meshes", multiple=True, help="Meshes, such as data=2,tensor=4 [all].")
@@ -237,7 +240,7 @@ def save_rows(out: Path, rows: dict[tuple, Row]) -> None:
 @click.option("--fresh", is_flag=True, help="Compile again what the JSON has.")
 @out_option(TABLE)
 def main(only, models, sides, works, meshes, networks, fresh: bool, out: Path) -> None:
-    """Compile FLUX for TPU slices, and say what fits and what bounds it."""
+    """Compile FLUX and SD3 for TPU slices, and say what fits and what bounds it."""
     rows = {} if fresh else read_rows(out, identity)
     wanted = [
         (case, side)

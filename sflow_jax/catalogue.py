@@ -1,18 +1,15 @@
 """A name → a checkpoint or a feature network: a folder, a repository of the Hub, or what ships with the package.
 
-The embedded model and repositories are converted once to the cache, and then checkpoints like any other. The only
-part of the package that calls the converter.
+Embedded models and repositories are converted once to the cache, and then checkpoints like any other.
 """
 
 import dataclasses
-import hashlib
 import time
 from pathlib import Path
 from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
-import msgspec
 from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -21,14 +18,14 @@ from sflow_convert.hub import Repository, fetch, parse_repository
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
+from sflow_jax.embedded import ASSETS, POLL, embedded_checkpoint, forget_layers, save_layers, saved_layers
 from sflow_jax.errors import SettingError
 from sflow_jax.families.registry import find_published
 from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.features import Features, restore_features
 from sflow_jax.sampling.control import check_layers
-from sflow_jax.settings import EMBEDDED, PUBLISHED, check_path
+from sflow_jax.settings import EMBEDDED, EMBEDDED_MODELS, PUBLISHED, check_path
 from sflow_jax.storage.checkpoint import (
-    FORMAT,
     INFO_FILE,
     CheckpointError,
     ModelInfo,
@@ -36,18 +33,10 @@ from sflow_jax.storage.checkpoint import (
     published_info,
     save_info,
 )
-from sflow_jax.storage.checksums import verify
-from sflow_jax.storage.files import read_json, to_json, write_whole
 from sflow_jax.storage.folders import Busy
 from sflow_jax.storage.paths import cache_folder
 from sflow_jax.storage.tokenizers import text_tokens
-from sflow_jax.typed import Count, Name
 
-ASSETS = Path(__file__).parent / "toyworld" / "assets"
-VITAL_LAYERS_FILE = "vital_layers.json"
-# Seconds to wait for another process that converts the embedded model.
-PATIENCE, POLL = 120.0, 0.3
-EMBEDDED_TITLE = "the embedded FLUX of the toy world"
 # Names that stand for the feature networks that ship with the package → their published folders.
 EMBEDDED_FEATURES = {"toyworld": ASSETS / "dinov2", "toyworld-clip": ASSETS / "clip"}
 
@@ -55,12 +44,12 @@ EMBEDDED_FEATURES = {"toyworld": ASSETS / "dinov2", "toyworld-clip": ASSETS / "c
 def find_checkpoint(name: epath.PathLike) -> epath.Path:
     """A converted checkpoint's folder, which may not exist.
 
-    The name `toyworld` stands for the embedded model; `org/name` or `org/name@revision`, where no such path can be,
-    for a repository of the Hub, whose folder is in the cache.
+    The names of `embedded.MODELS` stand for those that ship; `org/name` or `org/name@revision`, where
+    no such path can be, for a repository of the Hub, whose folder is in the cache.
     """
     check_path("checkpoint", name)
-    if str(name) == EMBEDDED:
-        return _embedded_checkpoint()
+    if str(name) in EMBEDDED_MODELS:
+        return embedded_checkpoint(str(name))
     repository = parse_repository(name)
     return epath.Path(name) if repository is None else repository_folder(repository)
 
@@ -79,7 +68,7 @@ def repository_title(repository: Repository) -> str:
 
 
 def find_model(name: epath.PathLike) -> tuple[epath.Path, ModelInfo]:
-    """A converted checkpoint's folder and what it is, with the vital layers that were saved for the embedded model.
+    """A converted checkpoint's folder and what it is, with the vital layers that were saved for an embedded model.
 
     A repository of the Hub is downloaded and converted first; once it is, nothing is asked of the Hub any more.
     Raises CheckpointError, and ConversionError for what cannot be fetched or converted.
@@ -89,7 +78,7 @@ def find_model(name: epath.PathLike) -> tuple[epath.Path, ModelInfo]:
         _convert_repository(repository, folder)
     _check_there(name, folder)
     info = load_info(folder)
-    saved = saved_vital_layers() if str(name) == EMBEDDED else None
+    saved = saved_layers(str(name)) if str(name) in EMBEDDED_MODELS else None
     if saved is not None:
         layers = check_layers(saved.layers, info.layers)
         info = dataclasses.replace(info, vital_layers=layers, vital_layers_origin=saved.origin)
@@ -123,46 +112,25 @@ def _check_there(name: epath.PathLike, folder: epath.Path) -> None:
         raise CheckpointError(f"no weights of {name} are here; fetch and convert them: sflow-convert {repository}")
     raise CheckpointError(
         f"no checkpoint at {folder}; make one with: sflow-convert SOURCE {folder}, or give the Hub's ORG/NAME "
-        f"or {EMBEDDED}; known without files are {', '.join(PUBLISHED)}"
+        f"or {' or '.join(EMBEDDED_MODELS)}; known without files are {', '.join(PUBLISHED)}"
     )
 
 
 def save_vital_layers(name: str, layers: tuple[int, ...], origin: str) -> epath.Path:
     """Record layers as a checkpoint's vital ones; the file that holds them.
 
-    The embedded model is shared by all that use it, so its set goes into a file of the user's own.
+    An embedded model is shared by all that use it, so its set goes into a file of the user's own.
     """
-    if name == EMBEDDED:
-        file = _saved_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return write_whole(file, to_json({"layers": layers, "origin": origin}))
+    if name in EMBEDDED_MODELS:
+        return save_layers(name, layers, origin)
     folder, info = find_model(name)
     save_info(folder, dataclasses.replace(info, vital_layers=layers, vital_layers_origin=origin))
     return folder / INFO_FILE
 
 
-def forget_vital_layers() -> bool:
-    """Take the embedded model's own vital layers again; whether others had been saved."""
-    saved = _saved_file().exists()
-    _saved_file().unlink(missing_ok=True)
-    return saved
-
-
-class SavedLayers(msgspec.Struct):
-    """A vital set in a file of its own."""
-
-    layers: tuple[Count, ...] | None
-    origin: Name
-
-
-def saved_vital_layers() -> SavedLayers | None:
-    """What the user saved for the embedded model, if anything; CheckpointError if it cannot be read."""
-    file = _saved_file()
-    return read_json(file, SavedLayers, CheckpointError, f"remove {file}") if file.exists() else None
-
-
-def _saved_file() -> epath.Path:
-    return epath.Path(cache_folder() / f"{EMBEDDED}-{_digest()}-{VITAL_LAYERS_FILE}")
+def forget_vital_layers(name: str = EMBEDDED) -> bool:
+    """Take an embedded model's own vital layers again; whether others had been saved."""
+    return forget_layers(name)
 
 
 def load_features(name: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:
@@ -183,52 +151,6 @@ def open_published_features(folder: Path, *, dtype: DTypeLike | None = None, mes
     return Features.of(info, jax.device_put(network, copied(mesh)))
 
 
-def _digest() -> str:
-    """Of everything that a conversion of the embedded model depends on."""
-    total = hashlib.sha256(str(FORMAT).encode())
-    for path in sorted(path for path in ASSETS.rglob("*") if path.is_file()):
-        total.update(str(path.relative_to(ASSETS)).encode())
-        total.update(path.read_bytes())
-    return total.hexdigest()[:16]
-
-
-def _embedded_vital_layers() -> SavedLayers:
-    return read_json(ASSETS / VITAL_LAYERS_FILE, SavedLayers, CheckpointError, "install the package again")
-
-
-def _embedded_checkpoint() -> epath.Path:
-    """The embedded model's converted folder in the cache, made at the first call, and again where it is damaged."""
-    folder = epath.Path(cache_folder() / f"{EMBEDDED}-{_digest()}")
-    deadline = time.monotonic() + PATIENCE
-    try:
-        while not _is_good(folder):
-            try:
-                folder.rmtree(missing_ok=True)
-                _convert_embedded(folder)
-            except Busy:  # another process converts it just now
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(POLL)
-    except OSError as error:
-        raise SettingError(
-            f"cannot keep the embedded model in {folder.parent} ({error.strerror or error}); set XDG_CACHE_HOME "
-            "to a folder with room that you can write to"
-        ) from error
-    return folder
-
-
-def _convert_embedded(destination: epath.Path) -> None:
-    vital = _embedded_vital_layers()
-    convert(
-        open_source(ASSETS),
-        destination,
-        vital_layers=vital.layers,
-        vital_origin=vital.origin,
-        title=EMBEDDED_TITLE,
-        progress=False,
-    )
-
-
 def _convert_repository(repository: Repository, folder: epath.Path) -> None:
     """Fetch and convert a repository, unless it is converted; waits for another process that does so just now."""
     while not (folder / INFO_FILE).exists():
@@ -241,12 +163,3 @@ def _convert_repository(repository: Repository, folder: epath.Path) -> None:
             # Another process may have been faster.
             if not (folder / INFO_FILE).exists():
                 raise
-
-
-def _is_good(folder: epath.Path) -> bool:
-    try:
-        load_info(folder)
-        verify(folder, CheckpointError, lambda _: None)
-    except (CheckpointError, OSError):
-        return False
-    return True

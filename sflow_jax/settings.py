@@ -41,7 +41,9 @@ MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 MOST_SCENES = 10_000
 # How large a photo is painted: its own shape at the model's number of pixels, or cut to the model's default square.
 OWN_SHAPE, MODEL_SHAPE = "auto", "fit"
-EMBEDDED = "toyworld"
+EMBEDDED, EMBEDDED_SD3 = "toyworld", "toyworld-sd3"
+# Those whose weights are in the package.
+EMBEDDED_MODELS = (EMBEDDED,)
 # Models that are known without files; the families describe them.
 PUBLISHED = ("flux-dev", "flux-krea-dev", "flux-schnell", "sd3-medium", "sd35-medium", "sd35-large")
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: every file imports from rooms below its own, and within its room without a loop.
 FLOORS = (
     "arrays", "errors", "typed", "settings", "progress", "machine", "pictures", "models", "sampling", "families",
-    "storage", "measures", "records", "results", "convert", "catalogue", "painter", "editing", "planning", "runs",
-    "reports", "toyworld", "vitality", "atlas", "pipeline", "evaluation", "studio",
+    "storage", "measures", "records", "results", "convert", "embedded", "catalogue", "painter", "editing",
+    "planning", "runs", "reports", "toyworld", "vitality", "atlas", "pipeline", "evaluation", "studio",
     "commands",
 )  # fmt: skip
 # Importing takes time, and not every caller needs it: (file, module) → what is slow.
@@ -94,7 +94,7 @@ def test_no_room_has_a_loop():
         walk(name)
 
 
-def test_only_the_catalogue_calls_the_converter():
+def test_only_the_catalogue_and_training_call_the_converter():
     callers = {
         name
         for name in FILES
@@ -102,8 +102,9 @@ def test_only_the_catalogue_calls_the_converter():
         for module, _ in imports(name)
         if room(module) == "convert"
     }
-    # Training writes the published layout by the converter's tables; the command is the converter's own.
-    assert callers == {"catalogue", "commands/convert", "toyworld/train/export"}
+    # Training reads and writes the published layout by the converter's tables; the command is the converter's own.
+    training = {"toyworld/train/export", "toyworld/train/sd3"}
+    assert callers == {"embedded", "catalogue", "commands/convert", *training}
 
 
 GENERAL = (

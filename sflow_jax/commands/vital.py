@@ -11,14 +11,16 @@ from sflow_jax.commands.options import Chosen, model_options, refuse_unused, set
 from sflow_jax.commands.output import answer, json_option, say, shown
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import AUTOMATIC, EMBEDDED, PUBLISHED, Placement, SweepSettings, as_record
+from sflow_jax.settings import AUTOMATIC, EMBEDDED_MODELS, PUBLISHED, Placement, SweepSettings, as_record
 
 if TYPE_CHECKING:
     from sflow_jax.vitality.summary import Summary
 
 # What --save says of the model that all share.
 A_DAY = 86_400
-WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m toyworld --unsave"}
+WAY_BACK = {
+    name: f", for you alone; back to its own set with: sflow vital -m {name} --unsave" for name in EMBEDDED_MODELS
+}
 
 
 @click.command(
@@ -44,7 +46,9 @@ WAY_BACK = {EMBEDDED: ", for you alone; back to its own set with: sflow vital -m
 @click.option("--step-seconds", type=float, help="Of --dry-run: seconds of one step of one batch.")
 @click.option("--save", is_flag=True, help="Record the vital set in the checkpoint: --layers vital then uses it.")
 @click.option("--force", is_flag=True, help="Of --save: also a set that less than 90 % of resamples agree on.")
-@click.option("--unsave", is_flag=True, help="Forget what --save recorded for toyworld: its own set again.")
+@click.option(
+    "--unsave", is_flag=True, help="Forget what --save recorded for an embedded model: its own set again."
+)
 @click.option(
     "--export",
     help="Write layers, scores and sets into this JSON file; without --model of the finished run in --out.",
@@ -128,12 +132,16 @@ def export_run(run: str, file: str) -> None:
 
 
 def forget(chosen: Chosen) -> str:
-    """Undo `--save` on the embedded model; a line about it."""
+    """Undo `--save` on an embedded model; a line about it."""
     from sflow_jax.catalogue import forget_vital_layers
 
-    if chosen.model != EMBEDDED:
-        raise SettingError(f"`unsave` is for `model` {EMBEDDED}; convert others again, or save another set")
-    return "toyworld has its own vital layers again" if forget_vital_layers() else "nothing was saved for toyworld"
+    name = chosen.model
+    if name not in EMBEDDED_MODELS:
+        models = " or ".join(EMBEDDED_MODELS)
+        raise SettingError(f"`unsave` is for `model` {models}; convert others again, or save another set")
+    return (
+        f"{name} has its own vital layers again" if forget_vital_layers(name) else f"nothing was saved for {name}"
+    )
 
 
 def find(

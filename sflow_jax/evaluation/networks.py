@@ -17,7 +17,7 @@ from sflow_jax.families.text import tokenize
 from sflow_jax.measures.features import Features
 from sflow_jax.measures.lpips import Lpips, load_lpips
 from sflow_jax.models.clip import LEGACY_END_OF_TEXT
-from sflow_jax.settings import EMBEDDED, EvaluationSettings
+from sflow_jax.settings import EMBEDDED_MODELS, EvaluationSettings
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.tokenizers import load_tokenizer
 
@@ -67,11 +67,11 @@ class Networks:
 
 
 def load_networks(settings: EvaluationSettings, checkpoint: str, info: ModelInfo) -> Networks:
-    """The networks that settings name, or that ship for the embedded model. checkpoint, info: of the model.
+    """The networks that settings name, or that ship for the embedded models. checkpoint, info: of the model.
 
     SettingError for networks of another kind, for files that do not fit, and for a tokenizer that is not CLIP's.
     """
-    embedded = checkpoint == EMBEDDED
+    embedded = checkpoint in EMBEDDED_MODELS
     dino = _load(settings.features or ("toyworld" if embedded else None), "dinov2")
     clip = _load(settings.clip or ("toyworld-clip" if embedded else None), "clip")
     captioned = None if clip is None else CaptionedClip(clip, _tokenizer(settings, checkpoint, info, clip))
@@ -93,9 +93,10 @@ def _load(name: str | None, kind: str) -> Features | None:
 
 def _tokenizer(settings: EvaluationSettings, checkpoint: str, info: ModelInfo, clip: Features) -> Any:
     """The one that was named, or the model's own for its CLIP."""
-    place = settings.clip_tokenizer
-    if place is None and "clip" in info.family.tokenizers:
-        place = find_checkpoint(checkpoint) / info.family.tokenizers["clip"]
+    place, own = settings.clip_tokenizer, info.family.tokenizers
+    name = next((name for name in own if name.startswith("clip")), None)
+    if place is None and name is not None:
+        place = find_checkpoint(checkpoint) / own[name]
     if place is None:
         raise SettingError(f"{info.title} has no tokenizer for CLIP; name a folder with `clip_tokenizer`")
     tokenizer, text = load_tokenizer(place), clip.network.config.text

@@ -167,6 +167,11 @@ def _clip_features(
     return encoder.before_last(token_ids)
 
 
+def _as_wide(text: Float[Array, "b w d"], width: int) -> Float[Array, "b w e"]:
+    """Filled up with zeros, or cut, as diffusers does where both CLIPs together are wider than T5."""
+    return jnp.pad(text[..., :width], ((0, 0), (0, 0), (0, max(0, width - text.shape[-1]))))
+
+
 class Sd3Text:
     """All text encoders with their tokenizers. Prompts go through one by one: one compilation for any number.
 
@@ -219,7 +224,7 @@ class Sd3Text:
             rest = _t5_features(t5, tokenize(self.tokenizers["t5"], prompt, self.t5_length, "T5")).astype(
                 text.dtype
             )
-            text = jnp.pad(text, ((0, 0), (0, 0), (0, rest.shape[-1] - text.shape[-1])))
+            text = _as_wide(text, rest.shape[-1])
         return Sd3Conditioning(jnp.concatenate([text, rest], axis=1), jnp.concatenate(pooled, axis=-1))
 
 

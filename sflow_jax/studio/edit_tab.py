@@ -13,7 +13,7 @@ from sflow_jax.editing.methods import METHODS, PHOTO_METHOD, describe_methods
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.files import open_picture
 from sflow_jax.results import Edit
-from sflow_jax.settings import EMBEDDED
+from sflow_jax.settings import EMBEDDED_MODELS
 from sflow_jax.studio.edits import difference, paint_edit, picture_files
 from sflow_jax.studio.form import (
     AUTOMATIC,
@@ -72,7 +72,7 @@ class EditTab:
         self._connect()
 
     def _draw_source(self) -> None:
-        example = EXAMPLE if self.studio.flow.painter.checkpoint == EMBEDDED else ("", "")
+        example = EXAMPLE if self.studio.flow.painter.checkpoint in EMBEDDED_MODELS else ("", "")
         self.photo = gr.Image(
             type="filepath", image_mode=None, sources=["upload", "clipboard"], height=180,
             label="Photo (or none: it is painted)", elem_id="photo", buttons=[],

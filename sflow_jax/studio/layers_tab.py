@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import EMBEDDED
+from sflow_jax.settings import EMBEDDED_MODELS
 from sflow_jax.studio.layers import (
     MOST_PROMPTS,
     MOST_SWEEP_STEPS,
@@ -30,7 +30,7 @@ class LayersTab:
     """The page's parts and what they do."""
 
     def __init__(self, studio: Studio):
-        self.studio, self.embedded = studio, studio.flow.painter.checkpoint == EMBEDDED
+        self.studio, self.embedded = studio, studio.flow.painter.checkpoint in EMBEDDED_MODELS
         self.opened = gr.State(None)
         self._draw_sweep()
         self.line = gr.HTML(status("ready"), elem_id="layers-status")

@@ -14,7 +14,7 @@ from sflow_jax.painter import Painter
 from sflow_jax.progress import Progress, as_progress
 from sflow_jax.runs.folder import MANIFEST, RunFolder, read_manifest
 from sflow_jax.runs.worker import Worker
-from sflow_jax.settings import EMBEDDED, SweepSettings, check_path
+from sflow_jax.settings import EMBEDDED_MODELS, SweepSettings, check_path
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.checksums import text_digest
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
@@ -82,13 +82,13 @@ def check_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Sw
 
 def feature_places(settings: SweepSettings, checkpoint: str) -> list[tuple[str, str, str]]:
     """(name, kind, folder) of the networks that compare pictures; SettingError if the one that must be is not."""
-    embedded = checkpoint == EMBEDDED
+    embedded = checkpoint in EMBEDDED_MODELS
     dino = settings.features or ("toyworld" if embedded else None)
     clip = settings.clip or ("toyworld-clip" if embedded else None)
     if dino is None:
         raise SettingError(
             "`features` is needed: a converted DINOv2 (sflow-convert facebook/dinov2-giant DEST); "
-            "only the embedded model has its own"
+            "only the embedded models have their own"
         )
     places = (("dino", "dinov2", dino), ("clip", "clip", clip))
     return [(name, kind, str(place)) for name, kind, place in places if place is not None]

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import check_layers
-from sflow_jax.settings import EMBEDDED, SweepSettings
+from sflow_jax.settings import EMBEDDED_MODELS, SweepSettings
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.prompts import BUILTIN, TOYWORLD, load_prompts
@@ -104,7 +104,7 @@ def make_variants(
 def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> SweepPlan:
     """What the settings ask for of a model; SettingError where they do not fit it.
 
-    checkpoint: the name that it is loaded by; the embedded model has prompts of its own.
+    checkpoint: the name that it is loaded by; the embedded models have prompts of their own.
     """
     canvas, steps = info.canvas(settings.height, settings.width), settings.steps or info.defaults.sweep_steps
     layers = info.resolve_layers(settings.layers)
@@ -112,7 +112,7 @@ def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Swe
         raise SettingError("`layers` names no layer to measure")
     pairs = info.resolve_layers(settings.pairs)
     variants = make_variants(layers, steps, windows=settings.windows, pairs=pairs)
-    prompts = load_prompts(settings.prompts or (TOYWORLD if checkpoint == EMBEDDED else BUILTIN))
+    prompts = load_prompts(settings.prompts or (TOYWORLD if checkpoint in EMBEDDED_MODELS else BUILTIN))
     guidance = info.defaults.sweep_guidance if settings.guidance is None else settings.guidance
     return SweepPlan(
         tuple(prompts[: settings.limit]), settings.seeds, steps, guidance, canvas, settings.batch, variants

@@ -51,6 +51,7 @@ from sflow_jax.toyworld.train.loop import Checkpoints, Recipe, Run, Stage, initi
 from sflow_jax.toyworld.train.optimizer import matrices, named_leaves, update_rule
 from sflow_jax.toyworld.train.plan import Plan
 from sflow_jax.toyworld.train.pool import load_pool
+from sflow_jax.toyworld.train.sd3 import Sd3World, initial_sd3, sd3_stage, started_from_flux
 from sflow_jax.toyworld.train.tokenizers import TEXT_TOKENS, save_tokenizers
 from sflow_jax.toyworld.train.vae import Whitening, save_reconstructions
 
@@ -228,6 +229,47 @@ def test_a_student_learns_on_all_devices_and_shows_what_it_paints_on_the_first(w
     assert len(state.params.image_in.kernel[...].devices()) == 8
     assert 0 < json.loads((tmp_path / "distill" / "log.jsonl").read_text())["loss"] < 10
     assert (tmp_path / "distill" / "grid_1.png").exists()
+
+
+def test_an_sd3_starts_from_the_layers_of_a_flux():
+    """And sees the same text at the same time, its two pooled vectors being projected."""
+    plan, rng = Plan.tiny(), np.random.default_rng(0)
+    flux, projection = spread(initial_flux(plan.flux, 0)), rng.normal(size=(16, 16)).astype(np.float32)
+    model = started_from_flux(spread(initial_sd3(plan.sd3, 0)), flux, projection)
+    vector, sigma = rng.normal(size=(2, 16)).astype(np.float32), jnp.array([0.3, 0.8])
+    pooled = jnp.concatenate([vector @ projection] * 2, axis=-1)
+    expected = flux.embed(sigma, jnp.ones(2), jnp.asarray(vector))
+    np.testing.assert_allclose(model.embed(sigma, pooled), expected, atol=2e-4)
+    ours, theirs = parameters(model), parameters(flux)
+    for stream in ("image", "text"):
+        np.testing.assert_array_equal(
+            ours[f"dual_blocks.{stream}.mlp_in.kernel"], theirs[f"double_blocks.{stream}.mlp_in.kernel"]
+        )
+        np.testing.assert_array_equal(
+            ours[f"joint_blocks.{stream}.mlp_out.kernel"], theirs["single_blocks.mlp_out.kernel"]
+        )
+    # The gate of what a FLUX has no equal of.
+    assert not ours["dual_blocks.image.modulation.kernel"][..., -16:].any()
+
+
+def test_an_untrained_sd3_errs_by_the_whole_velocity(world, tmp_path):
+    plan, key = Plan.tiny(), jax.random.key(3)
+    text = dataclasses.replace(plan.clip.text, projection=16)
+    encoders = {"clip": ClipText(text, rngs=nnx.Rngs(1)), "t5": world.t5}
+    latents = np.random.default_rng(0).normal(size=(8, 4, 16)).astype(np.float16)
+    sd3_world = Sd3World(world.pool, latents, world.held_out, world.autoencoder, encoders)
+    stage = sd3_stage(plan.sd3, Recipe(2, 8, 1e-2), sd3_world, initial_flux(plan.flux, 0), tmp_path)
+    batch = stage.batch(np.random.default_rng(1))
+    loss, _ = jax.jit(stage.loss)(initial_sd3(plan.sd3, 0), encoders, batch, key)
+    noise = jax.random.normal(jax.random.split(key)[1], batch["latents"].shape)
+    np.testing.assert_allclose(loss, np.mean((noise - batch["latents"]) ** 2), rtol=1e-5)
+
+
+def test_positions_are_not_learned():
+    params = {"position_table": jnp.ones((4, 4)), "kernel": jnp.ones((4, 4))}
+    rule = update_rule(lambda step: 1.0, weight_decay=0.1, clip=1.0, orthogonal=False)
+    updates, _ = rule.update(params, rule.init(params), params)
+    assert not updates["position_table"].any() and updates["kernel"].all()
 
 
 def pictures(height: int, width: int) -> np.ndarray:

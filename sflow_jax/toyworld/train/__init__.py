@@ -11,5 +11,10 @@ Stages, each in its own folder, each resumed from its newest checkpoint by the s
     distill  a student with the guidance scale as an input, as FLUX.1-dev
     export   the diffusers folder, half precision
 
+The embedded SD3 learns from the encoders and the autoencoder that ship (`--stage sd3`, then `--stage export-sd3`):
+
+    sd3         its transformer by flow matching, captions dropped now and then, from the embedded FLUX's layers
+    export-sd3  what of it is its own
+
 `plan.py` holds sizes and recipes, `loop.py` the loop that all stages share.
 """

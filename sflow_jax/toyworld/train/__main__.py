@@ -6,20 +6,22 @@ from pathlib import Path
 
 import click
 
-from sflow_jax.toyworld.train.export import export
+from sflow_jax.toyworld.train.export import export, export_sd3
 from sflow_jax.toyworld.train.loop import Run, train
 from sflow_jax.toyworld.train.pictures import save_curve
 from sflow_jax.toyworld.train.plan import Plan
-from sflow_jax.toyworld.train.stages import STAGES, Training
+from sflow_jax.toyworld.train.stages import FROM_EMBEDDED, STAGES, Training
+
+CHOICES = (*STAGES, "export", "all", *FROM_EMBEDDED, "export-sd3")
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to start or resume.")
-@click.option("--stage", type=click.Choice([*STAGES, "export", "all"]), default="all", help="What to do.")
+@click.option("--stage", type=click.Choice(CHOICES), default="all", help="What to do; all: without the SD3.")
 @click.option("--minutes", type=float, help="Stop each stage after so long; the same command goes on.")
 @click.option("--steps", type=int, help="Steps of the stage, in place of the plan's.")
 @click.option("--seed", type=int, default=0, help="Of scenes, weights, batches and noise.")
-@click.option("--assets", type=click.Path(path_type=Path), help="Where to export to.  [default: OUT/assets]")
+@click.option("--assets", type=click.Path(path_type=Path), help="Where to export to.  [default: OUT/assets…]")
 def main(out: Path, stage: str, minutes: float | None, steps: int | None, seed: int, assets: Path | None) -> None:
     """Train the embedded model: the stages in order, each resumed from its newest checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -31,10 +33,12 @@ def main(out: Path, stage: str, minutes: float | None, steps: int | None, seed: 
         )
     training = Training(plan, Run(out, seed=seed, minutes=minutes))
     for name in STAGES if stage == "all" else (stage,):
-        if name in STAGES and not run_stage(training, name):
+        if name in (*STAGES, *FROM_EMBEDDED) and not run_stage(training, name):
             return
     if stage in ("export", "all"):
         export(training, assets or out / "assets")
+    if stage == "export-sd3":
+        export_sd3(training, assets or out / "assets_sd3")
 
 
 def run_stage(training: Training, name: str) -> bool:

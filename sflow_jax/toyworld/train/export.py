@@ -1,4 +1,4 @@
-"""Stage `export`: every network under its published names, in the folder layout of FLUX.1-dev."""
+"""Stages `export` and `export-sd3`: networks under their published names, in the folder layouts of diffusers."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,22 @@ import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
-from sflow_convert import autoencoder, engine, flux, text_encoders, vision
+from sflow_convert import autoencoder, engine, flux, sd3, text_encoders, vision
 
+from sflow_jax.embedded import VITAL_LAYERS_FILE
 from sflow_jax.models.layers import parameters
 from sflow_jax.toyworld.attributes import ATTRIBUTES, DETAIL_RANGES
 from sflow_jax.toyworld.train.hf import (
     MODEL_INDEX,
     SCHEDULER,
+    SD3_MODEL_INDEX,
+    SD3_SCHEDULER,
     clip_config,
     clip_text_config,
     dinov2_config,
     flux_config,
     preprocessor_config,
+    sd3_config,
     t5_config,
     vae_config,
 )
@@ -104,3 +108,13 @@ def export(training: Training, assets: Path, transformer: str = "distill") -> No
     for name, statistics in (("clip", CLIP_STATISTICS), ("dinov2", DINO_STATISTICS)):
         write_json(assets / name / "preprocessor_config.json", preprocessor_config(plan.size, statistics))
     write_reader(assets / "reader", reader)
+
+
+def export_sd3(training: Training, folder: Path) -> None:
+    """Write what of the embedded SD3 is its own: the transformer, the schedule, and no vital layers yet."""
+    config = training.plan.sd3
+    write_json(folder / "model_index.json", SD3_MODEL_INDEX)
+    write_json(folder / "scheduler" / "scheduler_config.json", SD3_SCHEDULER)
+    write_json(folder / VITAL_LAYERS_FILE, {"layers": None, "origin": ""})
+    weights, model = folder / "transformer" / DIFFUSERS_WEIGHTS, jax.device_get(training.trained("sd3"))
+    write_network(weights, model, sd3.diffusers_table(config), sd3_config(config))

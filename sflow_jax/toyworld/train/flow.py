@@ -81,15 +81,20 @@ class World:
     def batch(self, size: int, dropout: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Packed latents and caption tokens, some captions empty."""
         chosen, wording = indices(self.pool, size, rng)
-        empty = rng.random(size)[:, None] < dropout
-        tokens = {
-            name: np.where(empty, getattr(empty_captions(), name), getattr(self.pool, name)[chosen, wording])
-            for name in ("t5_ids", "clip_ids")
-        }
-        return {
-            "latents": pack(self.whitening(self.latents[chosen])),
-            **{name: ids.astype(np.int32) for name, ids in tokens.items()},
-        }
+        latents = pack(self.whitening(self.latents[chosen]))
+        return {"latents": latents, **caption_tokens(self.pool, chosen, wording, dropout, rng)}
+
+
+def caption_tokens(
+    pool: Pool, chosen: np.ndarray, wording: np.ndarray, dropout: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """A batch's tokens, int32 [n, w], some captions empty."""
+    empty = rng.random(len(chosen))[:, None] < dropout
+    nothing = dataclasses.asdict(empty_captions())
+    return {
+        name: np.where(empty, ids, getattr(pool, name)[chosen, wording]).astype(np.int32)
+        for name, ids in nothing.items()
+    }
 
 
 @jax.tree_util.register_dataclass

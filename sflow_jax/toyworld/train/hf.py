@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from sflow_jax.families import sd3
 from sflow_jax.families.flux1 import DEV_SCHEDULER
 from sflow_jax.models.autoencoder import AutoencoderConfig
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.clip_vision import ClipConfig, ClipVisionConfig
 from sflow_jax.models.dinov2 import Dinov2Config
 from sflow_jax.models.flux1 import FluxConfig
+from sflow_jax.models.sd3 import PATCH, Sd3Config
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.toyworld.train.tokenizers import TEXT_TOKENS
 
@@ -27,6 +29,26 @@ SCHEDULER = {
     "_diffusers_version": "0.30.0",
     "num_train_timesteps": 1000,
     **DEV_SCHEDULER,
+}
+SD3_MODEL_INDEX = {
+    "_class_name": "StableDiffusion3Pipeline",
+    "_diffusers_version": "0.30.0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+    "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "SD3Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+# Latents along each side of a picture.
+SD3_SAMPLE_SIZE = 16
+SD3_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": "0.30.0",
+    **sd3.SCHEDULER,
 }
 
 
@@ -63,6 +85,28 @@ def flux_config(config: FluxConfig) -> dict[str, Any]:
         "num_single_layers": config.single_blocks,
         "patch_size": 1,
         "pooled_projection_dim": config.pooled_width,
+    }
+
+
+def sd3_config(config: Sd3Config) -> dict[str, Any]:
+    """`transformer/config.json` of the SD3."""
+    channels = config.in_channels // PATCH**2
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "_diffusers_version": "0.30.0",
+        "attention_head_dim": config.head_dim,
+        "caption_projection_dim": config.width,
+        "dual_attention_layers": list(range(config.dual_layers)),
+        "in_channels": channels,
+        "joint_attention_dim": config.text_width,
+        "num_attention_heads": config.heads,
+        "num_layers": config.layers,
+        "out_channels": channels,
+        "patch_size": PATCH,
+        "pooled_projection_dim": config.pooled_width,
+        "pos_embed_max_size": config.position_side,
+        "qk_norm": "rms_norm" if config.qk_norm else None,
+        "sample_size": SD3_SAMPLE_SIZE,
     }
 
 

@@ -9,6 +9,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 ADAM_B2 = 0.99
 # Root mean square of Muon's update per unit of learning rate: about what AdamW's steps come to.
 MUON_RMS = 0.4
+# Of a network's leaves the one that nothing learns.
+BUFFER = "position_table"
 
 
 def named_leaves(tree: Any) -> dict[str, jax.Array]:
@@ -22,7 +24,7 @@ def over_names(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates, state, params=None):
         changes, state = inner.update(named_leaves(updates), state, named_leaves(params))
-        leaves = [changes[name] for name in named_leaves(updates)]
+        leaves = [0 * changes[name] if BUFFER in name else changes[name] for name in named_leaves(updates)]
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
     return optax.GradientTransformation(lambda params: inner.init(named_leaves(params)), update)

@@ -7,6 +7,7 @@ from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.clip_vision import ClipConfig, ClipVisionConfig
 from sflow_jax.models.dinov2 import Dinov2Config
 from sflow_jax.models.flux1 import FluxConfig
+from sflow_jax.models.sd3 import Sd3Config
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.toyworld.captions import vocabulary
 from sflow_jax.toyworld.train.loop import Recipe
@@ -23,21 +24,24 @@ RECIPES = {
     "dino": Recipe(4500, 64, 1e-3, average=0.99, orthogonal=True),
     "flow": Recipe(8000, 32, 2e-3, warmup=300, orthogonal=True),
     "distill": Recipe(400, 32, 7e-4, warmup=20, average=0.98, orthogonal=True),
+    "sd3": Recipe(4000, 32, 1e-3, warmup=50, average=0.998, orthogonal=True),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes and recipes of all stages; `size` is the pictures' side."""
+    """Sizes and recipes of all stages; `size` is the pictures' side, `sd3_scenes` how many the SD3 learns from."""
 
     size: int
     scenes: int
+    sd3_scenes: int
     held_out: int
     vae: AutoencoderConfig
     clip: ClipConfig
     dino: Dinov2Config
     t5: T5Config
     flux: FluxConfig
+    sd3: Sd3Config
     recipes: dict[str, Recipe]
 
     @classmethod
@@ -56,6 +60,7 @@ class Plan:
         return cls(
             size=64,
             scenes=80_000,
+            sd3_scenes=20_000,
             held_out=512,
             vae=AutoencoderConfig(widths=(16, 32, 64), blocks_per_level=1, norm_groups=8),
             clip=ClipConfig(text, vision, projection=128),
@@ -79,6 +84,16 @@ class Plan:
                 pooled_width=128,
                 rotary_axes=(8, 28, 28),
             ),
+            sd3=Sd3Config(
+                layers=9,
+                dual_layers=3,
+                heads=2,
+                head_dim=64,
+                text_width=128,
+                pooled_width=256,
+                qk_norm=True,
+                position_side=16,
+            ),
             recipes=dict(RECIPES),
         )
 
@@ -92,6 +107,7 @@ class Plan:
             full,
             size=16,
             scenes=24,
+            sd3_scenes=24,
             held_out=8,
             vae=AutoencoderConfig(widths=(8, 8, 8), blocks_per_level=1, norm_groups=4, latent_channels=4),
             clip=ClipConfig(text, vision, projection=16),
@@ -106,6 +122,16 @@ class Plan:
                 text_width=16,
                 pooled_width=16,
                 rotary_axes=(4, 2, 2),
+            ),
+            sd3=dataclasses.replace(
+                full.sd3,
+                in_channels=16,
+                layers=3,
+                dual_layers=1,
+                head_dim=8,
+                text_width=16,
+                pooled_width=32,
+                position_side=4,
             ),
             recipes={name: Recipe(4, 8, 1e-3, warmup=1) for name in full.recipes},
         )

@@ -13,11 +13,14 @@ from sflow_jax.toyworld.train.flow import World, distill_stage, flow_stage
 from sflow_jax.toyworld.train.loop import Checkpoints, Run, Stage, finished
 from sflow_jax.toyworld.train.plan import Plan
 from sflow_jax.toyworld.train.pool import Pool, load_pool
+from sflow_jax.toyworld.train.sd3 import Sd3World, embedded_flux, sd3_stage
 from sflow_jax.toyworld.train.text import t5_stage
 from sflow_jax.toyworld.train.vae import Whitening, decoder_stage, encode_pool, vae_stage, with_decoder
 from sflow_jax.toyworld.train.vision import clip_stage, dino_stage
 
 STAGES = ("vae", "decoder", "clip", "t5", "dino", "flow", "distill")
+# From what ships, without the stages before.
+FROM_EMBEDDED = ("sd3",)
 # Enough latents to know their statistics.
 MEASURED = 10_000
 
@@ -56,6 +59,7 @@ class Training:
             "dino": lambda: dino_stage(self.plan.dino, recipe, self.pool(), self.held_out(), self.folder),
             "flow": lambda: flow_stage(self.plan.flux, recipe, self.world(), self.folder),
             "distill": lambda: distill_stage(self.trained("flow"), recipe, self.world(), self.folder),
+            "sd3": lambda: sd3_stage(self.plan.sd3, recipe, self.sd3_world(), embedded_flux(), self.folder),
         }
         return build[name]()
 
@@ -75,6 +79,12 @@ class Training:
             clip=self.trained("clip").text,
             t5=self.trained("t5").network,
         )
+
+    def sd3_world(self) -> Sd3World:
+        """Scenes in the latents of the embedded autoencoder, and the embedded encoders."""
+        folder = self.folder / "sd3"
+        pool = load_pool(folder / "pool", self.plan.sd3_scenes, seed=self.run.seed, size=self.plan.size)
+        return Sd3World.embedded(pool, self.held_out(), folder / "latents.npy")
 
     def autoencoder(self) -> Autoencoder:
         """Of stage `vae`, with the polished decoder as soon as there is one."""
