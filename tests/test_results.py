@@ -190,8 +190,3 @@ def test_every_step_can_be_seen(flow, photo):
     seen.clear()
     flow.edit("a cat", ["a dog", "snow"], inversion=inversion, edits_at_once=1, on_step=look, progress=False)
     assert [(step, len(latents)) for step, latents in seen] == [(1, 2), (2, 2)] * 2
-
-
-def test_an_automatic_mesh_of_unknown_devices_says_so(checkpoint):
-    with pytest.raises(ValueError, match="cpu"):
-        StableFlow.load(checkpoint, mesh="auto")

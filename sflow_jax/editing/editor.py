@@ -138,13 +138,14 @@ class Editor:
                     control = control.within(locked, method.inside)
             yield from method_steps(method, start, sigmas, control, blank, locked)
 
-        watch = watching(self.on_step) if self.watch is None else self.watch.see
         bank = self._bank(
             injection(method, layers, 1, self.painter.layers, self.attentions), start, method, path_of
         )
         rows: list[Array] = []
         for number, members in enumerate(self._batches()):
             known = bank is not None and bank.complete
+            # Every batch counts its steps anew.
+            watch = watching(self.on_step) if self.watch is None else self.watch.see
             latents = self._follow(
                 number, members[1:] if known else members, start.latents(method), path_of,
                 method.steps - method.left_out, "editing", watch, bank,
