@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sflow_jax.catalogue import save_vital_layers
@@ -139,6 +140,15 @@ def test_a_run_begins_again(tmp_path):
         (tmp_path / "run" / "parts").rmdir()
         (tmp_path / "run" / "manifest.json").unlink()
         (tmp_path / "run").rmdir()
+
+
+def test_what_a_killed_worker_left_among_the_parts_goes(tmp_path):
+    """Though nobody writes a part of this name again: its seconds are in it."""
+    manifest, part = {"steps": 4}, {"seconds": np.array(1.0)}
+    for _ in kills(lambda: RunFolder(tmp_path / "run", manifest).save("all-000000", part)):
+        RunFolder(tmp_path / "run", manifest)
+        assert names(tmp_path / "run") == {"manifest.json", "parts"}
+        assert not names(tmp_path / "run" / "parts")
 
 
 def test_two_that_write_one_folder(tmp_path):

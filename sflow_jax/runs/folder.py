@@ -21,6 +21,7 @@ from etils import epath
 
 from sflow_jax.errors import SettingError
 from sflow_jax.storage.files import read_json, write_whole
+from sflow_jax.storage.partial import remove_all_abandoned
 from sflow_jax.storage.paths import absolute, is_remote, list_folder
 
 MANIFEST = "manifest.json"
@@ -51,6 +52,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         (self.path / PARTS).mkdir(exist_ok=True)
+        # Names of parts tell their content, so that nobody else would come upon what a killed worker left.
+        for place in (self.path, *(place for place in list_folder(self.path) if place.is_dir())):
+            remove_all_abandoned(place)
 
     def finished(self) -> dict[str, epath.Path]:
         """Name → file of every part that is there, not yet read."""

@@ -26,11 +26,20 @@ def remove_abandoned(path: epath.PathLike) -> list[int]:
     Of remote places nothing is known: another machine may be writing.
     """
     path = epath.Path(path)
-    if is_remote(path):
+    return _remove(path.parent, re.escape(path.name))
+
+
+def remove_all_abandoned(folder: epath.PathLike) -> list[int]:
+    """The same of everything in a folder."""
+    return _remove(epath.Path(folder), ".*")
+
+
+def _remove(folder: epath.Path, names: str) -> list[int]:
+    if is_remote(folder):
         return []
-    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-{re.escape(_host())}-[0-9a-f]{{8}}\.partial")
+    name = re.compile(rf"\.{names}\.(\d+)-{re.escape(_host())}-[0-9a-f]{{8}}\.partial")
     writers = []
-    for file in list_folder(path.parent):
+    for file in list_folder(folder):
         match = name.fullmatch(file.name)
         if match is None or int(match[1]) == os.getpid():
             continue
