@@ -64,7 +64,8 @@ def test_a_summary_survives_json_and_tells_windows_and_pairs_apart():
     again = Summary.from_json(made.to_json())
     assert again.choice == made.choice and again.halves == made.halves and np.isnan(again.layers[0].ssim)
     assert again.to_json() == made.to_json()
-    assert len(made.to_csv().splitlines()) == 10
+    # Titles, nine variants, and every layer of every prompt.
+    assert len(made.to_csv().splitlines()) == 10 + 6 * 32
     with pytest.raises(ValueError, match="finish the sweep"):
         Summary.from_json("{}")
 
