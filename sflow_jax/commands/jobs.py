@@ -43,6 +43,8 @@ FILE = "job.json"
 # Options that go with --jobs; the file says all else.
 BESIDE = {"jobs", "out", "model", "coordinator", "process", "quiet", "verbose"}
 BESIDE |= {field.name for field in dataclasses.fields(Placement)}
+# What a job may set.
+SETTINGS = tuple(field.name for field in dataclasses.fields(EditSettings) if field.metadata)
 # Not the names of files count, but their bytes.
 PLACES = ("image", "inversion", "continue")
 
@@ -190,8 +192,7 @@ def jobs_type() -> type:
     import msgspec
 
     Texts = str | Annotated[list[str], msgspec.Meta(min_length=1)]
-    fields = [field.name for field in dataclasses.fields(EditSettings) if field.metadata]
-    settings = [*((name, Any, msgspec.UNSET) for name in fields), ("options", dict[str, Any], {})]
+    settings = [*((name, Any, msgspec.UNSET) for name in SETTINGS), ("options", dict[str, Any], {})]
     common = msgspec.defstruct("common", settings, forbid_unknown_fields=True, frozen=True)
     sources = [(name, Texts | None, None) for name in ("prompt", "image", "inversion", "before")]
     job = msgspec.defstruct(
@@ -228,8 +229,7 @@ def settings_of(entry: Any) -> dict[str, Any]:
     """Those that it says; lists as tuples."""
     import msgspec
 
-    fields = [field.name for field in dataclasses.fields(EditSettings) if field.metadata]
-    values = {name: getattr(entry, name) for name in fields}
+    values = {name: getattr(entry, name) for name in SETTINGS}
     known = {name: value for name, value in values.items() if value is not msgspec.UNSET}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 

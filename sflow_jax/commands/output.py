@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from sflow_jax.progress import Progress
 
 QUIET, VERBOSE, JSON = "quiet", "verbose", "json"
-COMPILED = "/jax/core/compile/backend_compile_duration"
 # Seconds from which on a program is worth a line.
 SLOW = 1.0
 logger = logging.getLogger("sflow_jax")
@@ -95,8 +94,10 @@ def listen() -> Iterator[None]:
 def _compilations() -> Iterator[None]:
     import jax
 
+    from sflow_jax.machine.compilation import COMPILING
+
     def note(event: str, seconds: float, **about: Any) -> None:
-        if event == COMPILED and seconds >= SLOW:
+        if event == COMPILING and seconds >= SLOW:
             logger.info("compiled %s in %.1f s", about.get("fun_name", "a program"), seconds)
 
     jax.monitoring.register_event_duration_secs_listener(note)

@@ -129,15 +129,8 @@ def _draw_point(axes: Axes, point: Point, *, best: bool, hollow: bool) -> None:
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
     """Names beside the chart from top to bottom, each joined with its point; near it where they are too many."""
     ordered = sorted(points, key=lambda point: (-point.success, -point.kept))
-    line = {
-        "arrowstyle": "-",
-        "color": COLOURS["muted"],
-        "linewidth": 0.4,
-        "alpha": 0.6,
-        "shrinkA": 1,
-        "shrinkB": 4,
-    }
-    line["relpos"] = (0.0, 0.5)
+    line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.4, "alpha": 0.6, "relpos": (0.0, 0.5)}
+    line |= {"shrinkA": 1, "shrinkB": 4}
     for point, height in zip(ordered, np.linspace(1, 0, len(ordered))):
         place, style = (point.kept, point.success), {"fontsize": 8, "parse_math": False}
         if len(points) > MOST_BESIDE:

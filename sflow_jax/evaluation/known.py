@@ -116,9 +116,7 @@ class KnownAnswers:
                     "happened": float(happened),
                     "lost": float(len(lost)),
                     "answer_db": bounded_psnr(images[i], to_unit(case.answers[i])),
-                    "outside_db": bounded_psnr(images[i][outside], source[outside])
-                    if outside.any()
-                    else float("nan"),
+                    "outside_db": bounded_psnr(images[i][outside], source[outside]),
                 }
             )
             remarks.append(", ".join(lost))

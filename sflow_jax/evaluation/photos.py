@@ -76,8 +76,7 @@ class PhotoBench:
             texts = cosine_similarity(seen, captions).tolist()
         scores: list[Scores] = []
         for image, outside, text in zip(to_unit(pictures), self._outside(case), texts, strict=True):
-            decibels = bounded_psnr(image[outside], photo[outside]) if outside.any() else float("nan")
-            scores.append({"outside_db": decibels, "clip_text": text})
+            scores.append({"outside_db": bounded_psnr(image[outside], photo[outside]), "clip_text": text})
         return scores, [""] * len(pictures)
 
     def badness(self, scores: Scores) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from sflow_jax.evaluation.cases import Benchmark, Column, Scores
+from sflow_jax.storage.files import without_nan
 
 # Of the intervals of rates.
 COVERAGE = 0.95
@@ -126,7 +127,7 @@ class Summary:
             "settings": self.settings,
             "costs": self.costs,
         }
-        return json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
         """The text of `summary.md`: a table of methods, and one of families where they have rates."""
@@ -237,12 +238,3 @@ def _cell(value: float) -> str:
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of Markdown."""
     return [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles), *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _plain(value: Any) -> Any:
-    """NaN as None, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -22,8 +22,8 @@ def psnr(image: Float[np.ndarray, "*any 3"], reference: Float[np.ndarray, "*any 
 
 
 def bounded_psnr(image: Float[np.ndarray, "*any 3"], reference: Float[np.ndarray, "*any 3"]) -> float:
-    """`psnr`, at most `MOST_PSNR`, so that equal pictures do not make means infinite."""
-    return min(psnr(image, reference), MOST_PSNR)
+    """`psnr`, at most `MOST_PSNR`, so that equal pictures do not make means infinite; NaN of no pixels."""
+    return min(psnr(image, reference), MOST_PSNR) if image.size else float("nan")
 
 
 def cosine_similarity(

@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, and readers that an endless or strange file cannot stop."""
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,15 @@ def to_json(content: Any) -> str:
 def to_compact_json(content: Any) -> str:
     """The same in one line of ASCII, for places that hold no other text."""
     return json.dumps(content, separators=(",", ":"), default=_plain)
+
+
+def without_nan(value: Any) -> Any:
+    """Mappings and lists with NaN and infinity as None, which JSON can say."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from sflow_jax.reports.pages import inline, layer_list, plain, render
+from sflow_jax.storage.files import without_nan
 from sflow_jax.storage.folders import output_folder
 from sflow_jax.storage.paths import absolute
 from sflow_jax.vitality.charts import comparison_chart, to_inline_svg, to_png
@@ -116,7 +117,7 @@ class SeveralCompared:
             {
                 "runs": pair.names,
                 "layers": len(pair.layers),
-                "rank_correlation": None if np.isnan(pair.rank_correlation) else pair.rank_correlation,
+                "rank_correlation": pair.rank_correlation,
                 "agreement": pair.agreement,
                 "both": pair.both,
                 "only": pair.only,
@@ -127,7 +128,7 @@ class SeveralCompared:
             {"layer": layer, "vitality": values, "vital_in": self.vital_in[layer]}
             for layer, values in self.vitality.items()
         ]
-        return {"runs": self.names, "pairs": pairs, "layers": layers, "settings": self.settings}
+        return without_nan({"runs": self.names, "pairs": pairs, "layers": layers, "settings": self.settings})
 
     def __str__(self) -> str:
         """A few lines for the terminal."""

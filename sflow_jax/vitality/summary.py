@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from sflow_jax.settings import MOST_STEPS
 from sflow_jax.storage.checksums import signed, unsigned
+from sflow_jax.storage.files import without_nan
 from sflow_jax.typed import Count, Name, parse_json, typed
 from sflow_jax.vitality.scores import (
     MEASURES,
@@ -146,7 +147,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """What `scores.json` holds, in lists, dicts, numbers and text; NaN and infinity as None."""
-        return _plain(dataclasses.asdict(self))
+        return without_nan(dataclasses.asdict(self))
 
     def to_json(self) -> str:
         """The text of `scores.json`, with its own checksum; NaN and infinity as null."""
@@ -279,12 +280,3 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_numbers(item) for item in value]
     return float("nan") if value is None else value
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity as None, which JSON can say."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
