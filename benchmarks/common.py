@@ -5,6 +5,7 @@ Axes: b batch, s image tokens, c channels, w text tokens, e text width, p pooled
 
 import dataclasses
 import importlib.metadata
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,25 @@ def median_seconds(function: Callable[[], Any], runs: int, warm_up: int = 3) -> 
     for _ in range(warm_up):
         function()
     return float(np.median([seconds_of(function) for _ in range(runs)]))
+
+
+def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """An opponent's milliseconds, and ours over its, run by run: the median and the quartiles. Both in seconds."""
+    ratios = ours / theirs
+    return {
+        "ms": 1e3 * float(np.median(theirs)),
+        "ratio": float(np.median(ratios)),
+        "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+    }
+
+
+def use_all_cores() -> dict[str, int]:
+    """Threads of both libraries: XLA's pool has one a core that the process may use, torch's is set to as many."""
+    import torch  # benchmarks of ours alone do without
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    return {"ours": cores, "diffusers": torch.get_num_threads()}
 
 
 def flux_dev(config: FluxConfig | None = None) -> tuple[ModelInfo, int]:

@@ -9,7 +9,6 @@ and writes JSON.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import click
 import jax
 import numpy as np
 import torch
-from common import alternate, out_option, versions, write_json
+from common import alternate, compared, out_option, use_all_cores, versions, write_json
 from diffusers import SD3Transformer2DModel
 from flax import nnx
 from sflow_convert.engine import assemble, plan_reads
@@ -131,14 +130,11 @@ def measure(theirs: torch.nn.Module, ours: nnx.Module, side: int, guidance: floa
     result, expected = unpack(steps[0](), canvas.rows, canvas.columns).transpose(0, 3, 1, 2), steps[1]()
     alternate(*steps, runs=2)
     seconds = alternate(*steps, runs=runs)
-    ratios = seconds[:, 0] / seconds[:, 1]
     return {
         "tokens": canvas.tokens,
         "guidance": guidance,
         "ours_ms": 1e3 * float(np.median(seconds[:, 0])),
-        "diffusers_ms": 1e3 * float(np.median(seconds[:, 1])),
-        "ratio": float(np.median(ratios)),
-        "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+        "diffusers": compared(seconds[:, 0], seconds[:, 1]),
         "relative_difference": float(np.linalg.norm(result - expected) / np.linalg.norm(expected)),
     }
 
@@ -150,7 +146,7 @@ def measure(theirs: torch.nn.Module, ours: nnx.Module, side: int, guidance: floa
 @out_option("sd3_step.json")
 def main(runs: int, sides: tuple[int, ...], guidances: tuple[float, ...], out: Path) -> None:
     """Time one denoising step of SD3.5 against diffusers on this CPU."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    threads = use_all_cores()
     theirs, ours = same_weights()
     million = parameter_count(ours) / 1e6
     click.echo(f"SD3.5, hidden {CONFIG.width}, {CONFIG.layers} layers of which {CONFIG.dual_layers} dual,")
@@ -160,13 +156,13 @@ def main(runs: int, sides: tuple[int, ...], guidances: tuple[float, ...], out: P
         for guidance in guidances or GUIDANCES:
             row = measure(theirs, ours, side, guidance, runs)
             rows.append(row)
+            theirs_took, (low, high) = row["diffusers"], row["diffusers"]["ratio_quartiles"]
             click.echo(
                 f"{row['tokens']:>5} tokens, guidance {guidance:g}: ours {row['ours_ms']:.1f} ms, diffusers "
-                f"{row['diffusers_ms']:.1f} ms, ratio {row['ratio']:.2f} "
-                f"({row['ratio_quartiles'][0]:.2f}–{row['ratio_quartiles'][1]:.2f}), difference "
+                f"{theirs_took['ms']:.1f} ms, ratio {theirs_took['ratio']:.2f} ({low:.2f}–{high:.2f}), difference "
                 f"{row['relative_difference']:.1e}"
             )
-    write_json(out, {"versions": versions("jax", "torch", "diffusers"), "rows": rows})
+    write_json(out, {"threads": threads, "versions": versions("jax", "torch", "diffusers"), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Prints a table, says how much of a step is matrix products (the rest is memory t
 overhead), and writes JSON.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ import torch
 from common import (
     StepInputs,
     alternate,
+    compared,
     diffusers_transformer,
     flux_dev,
     out_option,
     take_turns,
+    use_all_cores,
     versions,
     write_json,
 )
@@ -121,13 +122,6 @@ def their_step(model: Callable, canvas: Canvas, inputs: StepInputs) -> Callable[
     return run
 
 
-def threads() -> dict[str, int]:
-    """Of both libraries: XLA's pool has one a core that the process may use, torch's is set to as many."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    return {"ours": cores, "diffusers": torch.get_num_threads()}
-
-
 def measure(
     opponents: dict[str, Callable], ours: nnx.Module, side: int, batch: int, runs: int, rates: tuple
 ) -> dict[str, Any]:
@@ -151,12 +145,7 @@ def measure(
         "share_of_step_in_matrix_products": dict(zip(("ours", "diffusers"), shares.tolist())),
     }
     for place, name in enumerate(opponents, 1):
-        ratios = seconds[:, 0] / seconds[:, place]
-        row[name] = {
-            "ms": 1e3 * float(medians[place]),
-            "ratio": float(np.median(ratios)),
-            "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
-        }
+        row[name] = compared(seconds[:, 0], seconds[:, place])
     return row
 
 
@@ -184,7 +173,7 @@ def describe(row: dict[str, Any], opponents: Iterable[str]) -> str:
 @out_option("step.json")
 def main(runs: int, sides: tuple[int, ...], batches: tuple[int, ...], compiled: bool, out: Path) -> None:
     """Time one denoising step against diffusers on this CPU."""
-    pools = threads()
+    pools = use_all_cores()
     theirs, ours = same_weights()
     opponents = {"diffusers": theirs}
     if compiled:

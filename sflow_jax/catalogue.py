@@ -18,13 +18,13 @@ from sflow_convert.hub import Repository, fetch, parse_repository
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
 
-from sflow_jax.embedded import ASSETS, POLL, embedded_checkpoint, forget_layers, save_layers, saved_layers
+from sflow_jax.embedded import ASSETS, POLL, embedded_checkpoint, save_layers, saved_layers
 from sflow_jax.errors import SettingError
 from sflow_jax.families.registry import find_published
 from sflow_jax.machine.meshes import copied
 from sflow_jax.measures.features import Features, restore_features
 from sflow_jax.sampling.control import check_layers
-from sflow_jax.settings import EMBEDDED, EMBEDDED_MODELS, PUBLISHED, check_path
+from sflow_jax.settings import EMBEDDED_MODELS, PUBLISHED, check_path
 from sflow_jax.storage.checkpoint import (
     INFO_FILE,
     CheckpointError,
@@ -126,11 +126,6 @@ def save_vital_layers(name: str, layers: tuple[int, ...], origin: str) -> epath.
     folder, info = find_model(name)
     save_info(folder, dataclasses.replace(info, vital_layers=layers, vital_layers_origin=origin))
     return folder / INFO_FILE
-
-
-def forget_vital_layers(name: str = EMBEDDED) -> bool:
-    """Take an embedded model's own vital layers again; whether others had been saved."""
-    return forget_layers(name)
 
 
 def load_features(name: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:

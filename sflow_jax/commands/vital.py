@@ -133,15 +133,13 @@ def export_run(run: str, file: str) -> None:
 
 def forget(chosen: Chosen) -> str:
     """Undo `--save` on an embedded model; a line about it."""
-    from sflow_jax.catalogue import forget_vital_layers
+    from sflow_jax.embedded import forget_layers
 
     name = chosen.model
     if name not in EMBEDDED_MODELS:
         models = " or ".join(EMBEDDED_MODELS)
         raise SettingError(f"`unsave` is for `model` {models}; convert others again, or save another set")
-    return (
-        f"{name} has its own vital layers again" if forget_vital_layers(name) else f"nothing was saved for {name}"
-    )
+    return f"{name} has its own vital layers again" if forget_layers(name) else f"nothing was saved for {name}"
 
 
 def find(

@@ -37,7 +37,7 @@ from sflow_jax.models.layers import (
     without,
 )
 from sflow_jax.models.layout import Layout, Output
-from sflow_jax.models.lending import LentByLayer, blank_record, lent_to, record, slots_of, with_record
+from sflow_jax.models.lending import LentByLayer, blank_record, lending, slots_of, with_record
 from sflow_jax.models.modulation import (
     SINUSOID_SCALE,
     SINUSOID_WIDTH,
@@ -429,13 +429,11 @@ class Flux(nnx.Module):
         with jax.named_scope("modulation"):
             double, single = self.modulations(vector, layout)
 
-        def through(carry, block, row):
-            (streams, recorded), (numbers, layer, slots) = carry, row
-            of_layer = dataclasses.replace(call, lent=lent_to(lent, slots)[0])
-            streams, captured = block(streams, numbers, angles, layer, of_layer)
-            recorded, captured = record(recorded, slots, captured)
-            return (streams, recorded), captured
+        def run(streams, block, rows, taken):
+            numbers, layer = rows
+            return block(streams, numbers, angles, layer, dataclasses.replace(call, lent=taken[0]))
 
+        through = lending(lent, run)
         if remat:
             through = jax.checkpoint(through)
         with jax.named_scope("double_blocks"):

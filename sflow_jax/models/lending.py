@@ -5,6 +5,7 @@ Axes: p places of the store, n layers, g groups (× branches), s image tokens, h
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,6 +82,22 @@ def record(
     for slot, tensor in zip(slots, rest.pop(LENT)):
         recorded = recorded.at[slot].set(tensor, mode="drop")
     return recorded, rest
+
+
+def lending(lent: Lent | None, run: Callable[..., tuple[Any, dict[str, Any]]]) -> Callable[..., Any]:
+    """What a scan over layers calls with its carry, a block and the layer's rows, of which the last are `slots_of`.
+
+    The carry is the streams and the record. run: (streams, block, the other rows, what the layer's two attentions
+    take) → the streams behind the block, and what it handed out.
+    """
+
+    def through(carry: Any, block: Any, rows: Any) -> Any:
+        (streams, recorded), (*others, slots) = carry, rows
+        streams, captured = run(streams, block, others, lent_to(lent, slots))
+        recorded, captured = record(recorded, slots, captured)
+        return (streams, recorded), captured
+
+    return through
 
 
 def with_record(captured: dict[str, Any], recorded: Float[Array, "p g s h k"] | None) -> dict[str, Any]:

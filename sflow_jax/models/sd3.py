@@ -39,7 +39,7 @@ from sflow_jax.models.layers import (
     without,
 )
 from sflow_jax.models.layout import Layout, Output
-from sflow_jax.models.lending import LentByLayer, blank_record, lent_to, record, slots_of, with_record
+from sflow_jax.models.lending import LentByLayer, blank_record, lending, slots_of, with_record
 from sflow_jax.models.modulation import (
     SINUSOID_SCALE,
     SINUSOID_WIDTH,
@@ -460,14 +460,11 @@ class Sd3(nnx.Module):
         tensor = (len(latents) // layout.members, canvas.tokens, self.config.heads, self.config.head_dim)
         carry = streams, blank_record(lent, tensor, dtype)
 
-        def through(carry, block, row):
-            (streams, recorded), (numbers, layer, slots) = carry, row
-            joint, alone = lent_to(lent, slots)
-            of_layer = dataclasses.replace(call, lent=joint, lent_alone=alone)
-            streams, captured = block(streams, numbers, layer, of_layer)
-            recorded, captured = record(recorded, slots, captured)
-            return (streams, recorded), captured
+        def run(streams, block, rows, taken):
+            joint, alone = taken
+            return block(streams, *rows, dataclasses.replace(call, lent=joint, lent_alone=alone))
 
+        through = lending(lent, run)
         if remat:
             through = jax.checkpoint(through)
         for name, blocks, count in self.stacks():
