@@ -395,7 +395,7 @@ def _check_shapes(stored: Any, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> No
         if path not in stored:
             raise ValueError(f"it has no {path}")
         if tuple(stored[path].shape) != leaf.shape:
-            raise ValueError(f"{path} is {list(stored[path].shape)}, and {list(leaf.shape)} by {INFO_FILE}")
+            raise ValueError(f"{path} is {list(stored[path].shape)}, and {list(leaf.shape)} by its config")
 
 
 def restore_network(
