@@ -41,6 +41,8 @@ MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
 MOST_SCENES = 10_000
 # How large a photo is painted: its own shape at the model's number of pixels, or cut to the model's default square.
 OWN_SHAPE, MODEL_SHAPE = "auto", "fit"
+# Of scenes whose edits are known.
+SOURCES = DRAWN, PAINTED = ("drawn", "painted")
 EMBEDDED, EMBEDDED_SD3 = "toyworld", "toyworld-sd3"
 # Those whose weights are in the package.
 EMBEDDED_MODELS = (EMBEDDED,)
@@ -404,6 +406,9 @@ class EvaluationSettings(PaintingSettings):
     )
     scenes: int = setting(64, "Of --known-answers and --draw-pie: scenes, each edited once a family.", kind=int)
     turns: int = setting(1, "Of --known-answers: edits in a row, each of the last one's result.", kind=int)
+    sources: str = setting(
+        DRAWN, "Of --known-answers: drawings, or what the model paints from their captions.", choices=SOURCES
+    )
     limit: int | None = setting(None, "Only the first so many pictures.", kind=int, unset="all")
     seed: int = setting(0, "Seed of the scenes, and of every method's noise.", kind=int)
     steps: int | None = setting(None, "Steps of the solver.", kind=int, unset="each method's own")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sflow_jax.evaluation.cases import Benchmark
 
 # What only some benchmarks use.
-OF_SCENES, OF_FILES = ("scenes", "turns"), ("features", "clip", "clip_tokenizer", "lpips")
+OF_SCENES, OF_FILES = ("scenes", "turns", "sources"), ("features", "clip", "clip_tokenizer", "lpips")
 
 
 @click.command(
@@ -87,7 +87,9 @@ def draw(folder: str, settings: EvaluationSettings) -> None:
     """Draw a set in PIE-Bench's layout."""
     from sflow_jax.evaluation.drawn_pie import draw_pie
 
-    refuse_unused(("model", "out", "methods", "limit", "steps", "guidance", "turns", "worker"), "with --draw-pie")
+    refuse_unused(
+        ("model", "out", "methods", "limit", "steps", "guidance", "turns", "sources", "worker"), "with --draw-pie"
+    )
     say(f"{draw_pie(folder, settings.scenes, settings.seed)} pictures in {folder}")
 
 
@@ -151,4 +153,4 @@ def open_benchmark(chosen: Chosen, files: dict[str, str | None], settings: Evalu
         lines = read_captions(photos)[: settings.limit]
         return PhotoBench.of(photos, lines, canvas, load_networks(settings, chosen.model, info), settings.seed)
     scenes = min(settings.scenes, settings.limit or settings.scenes)
-    return KnownAnswers.on(canvas, scenes, settings.seed, settings.turns)
+    return KnownAnswers.on(canvas, scenes, settings.seed, settings.turns, settings.sources)

@@ -22,13 +22,14 @@ Prompt = Annotated[str, msgspec.Meta(pattern=r"\S", max_length=LONGEST_PROMPT)]
 class Case:
     """A source picture and its edits, which go through a model in one batch.
 
-    name: unique in its benchmark. picture: uint8 or a file. prompt: what it shows. edits: what each edit shows.
-    groups: the family of each edit, by which results are also told. answers: the right answers [edits, y, x, 3],
-    where they are known. chained: whether each edit begins at the last one's result, instead of at the picture.
+    name: unique in its benchmark. picture: uint8 or a file; None where the model paints it from the prompt, which
+    then stands in the case that is judged. prompt: what it shows. edits: what each edit shows. groups: the family
+    of each edit, by which results are also told. answers: the right answers [edits, y, x, 3], where they are known.
+    chained: whether each edit begins at the last one's result, instead of at the picture.
     """
 
     name: str
-    picture: Picture
+    picture: Picture | None
     prompt: str
     edits: tuple[str, ...]
     groups: tuple[str, ...]

@@ -66,12 +66,13 @@ class Painted:
     """What a method made of a case.
 
     images: [edits, y, x, 3]. passes: of the transformer, an edit's share of all that its batch took, inversion and
-    region included. seconds: for all edits together.
+    region included. source: what was edited, where that was painted. seconds: for all edits together.
     """
 
     images: UInt8[np.ndarray, "n y x 3"]
     passes: float
     seconds: float
+    source: UInt8[np.ndarray, "y x 3"] | None = None
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
@@ -155,19 +156,25 @@ def edit_case(flow: StableFlow, method: Method, case: Case, settings: Evaluation
         options["method_options"] = method.numbers
     # All pictures of a benchmark are of one size.
     options |= {"size": MODEL_SHAPE, "seed": seed, "edits_at_once": settings.edits_at_once, "progress": False}
+    source = {}
+    if case.picture is None:
+        options.pop("unnudge", None)
+    else:
+        source["image"] = case.picture
     start = time.perf_counter()
     if case.chained:
-        results = list(_turns(flow, case, options))
+        results = list(_turns(flow, case, source, options))
     else:
-        results = [flow.edit(case.prompt, list(case.edits), image=case.picture, **options)]
+        results = [flow.edit(case.prompt, list(case.edits), **source, **options)]
+    seconds = time.perf_counter() - start
     images = np.concatenate([result.images[1:] for result in results])
     passes = float(np.mean([passes_of(result) for result in results]))
-    return Painted(to_uint8(images), passes, time.perf_counter() - start)
+    painted = to_uint8(results[0].images[0]) if case.picture is None else None
+    return Painted(to_uint8(images), passes, seconds, painted)
 
 
-def _turns(flow: StableFlow, case: Case, options: dict[str, Any]) -> Iterator[Edit]:
-    """One edit after the other, each of the last one's clean latents."""
-    source = {"image": case.picture}
+def _turns(flow: StableFlow, case: Case, source: dict[str, Any], options: dict[str, Any]) -> Iterator[Edit]:
+    """One edit after the other, each of the last one's clean latents. source: the first one's."""
     for prompt, wanted in zip(case.sources, case.edits, strict=True):
         result = flow.edit(prompt, [wanted], **source, **options)
         source = {"latents": result.clean_latents[1]}

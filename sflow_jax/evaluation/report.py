@@ -22,8 +22,8 @@ from sflow_jax.vitality.charts import to_inline_svg, to_png, to_svg
 # Pictures of each method on the page.
 SHOWN = 12
 THUMBNAIL = 256
-# The row's picture, at most so large as the run's folder keeps it.
-Pictures = Callable[[Row], UInt8[np.ndarray, "y x 3"]]
+# The row's edited picture, or its painted source, at most so large as the run's folder keeps it.
+Pictures = Callable[[Row, bool], UInt8[np.ndarray, "y x 3"]]
 
 
 def write_report(
@@ -129,7 +129,8 @@ def worst_rows(benchmark: Benchmark, summary: Summary, method: str) -> list[Row]
 
 def _shown(benchmark: Benchmark, case: Case, row: Row, pictures: Pictures) -> Mapping[str, Any]:
     """A source, its edit and the right answer where that is known, and what was measured."""
-    images = [("source", _small(open_picture(case.picture))), ("edit", pictures(row))]
+    source = pictures(row, True) if case.picture is None else _small(open_picture(case.picture))
+    images = [("source", source), ("edit", pictures(row, False))]
     if case.answers is not None:
         images.append(("right answer", _small(Image.fromarray(case.answers[row.number]))))
     told = [

@@ -89,7 +89,7 @@ def evaluate(
     if worker.index == 0 or not wait:
         from sflow_jax.evaluation.report import write_report  # draws with matplotlib, which is slow to import
 
-        write_report(run.folder, benchmark, summary, run.pictures, layers_alone(benchmark, summary, vitality))
+        write_report(run.folder, benchmark, summary, run.picture, layers_alone(benchmark, summary, vitality))
     return summary
 
 
@@ -134,11 +134,12 @@ class Run:
             for i in range(len(self.benchmark.cases[case].edits))
         ]
 
-    def pictures(self, row: Row) -> UInt8[np.ndarray, "y x 3"]:
-        """The edited picture of a row, at most `THUMBNAIL` pixels a side."""
+    def picture(self, row: Row, source: bool) -> UInt8[np.ndarray, "y x 3"]:
+        """The edited picture of a row, or the source that its method painted; at most `THUMBNAIL` pixels a side."""
+        name = "source" if source else f"picture{row.number}"
         case = next(i for i, case in enumerate(self.benchmark.cases) if case.name == row.case)
         part = self.parts[self.labels.index(row.method), case]
-        with Image.open(io.BytesIO(part[f"picture{row.number}"].tobytes())) as opened:
+        with Image.open(io.BytesIO(part[name].tobytes())) as opened:
             return np.asarray(opened.convert("RGB"))
 
     def costs(self) -> dict[str, Any]:
@@ -156,9 +157,12 @@ class Run:
         ((label, number),) = units.tolist()
         case = self.benchmark.cases[number]
         painted = self._paint(self.labels[label], case, number)
+        part = {}
+        if painted.source is not None:
+            case, part = dataclasses.replace(case, picture=painted.source), {"source": _thumbnail(painted.source)}
         pictures = self.benchmark.keep(self.folder.path, self.labels[label], case, painted.images)
         scores, remarks = self.benchmark.score(case, pictures)
-        part = {f"score_{name}": np.array([score[name] for score in scores]) for name in scores[0]}
+        part |= {f"score_{name}": np.array([score[name] for score in scores]) for name in scores[0]}
         part |= {f"picture{i}": _thumbnail(picture) for i, picture in enumerate(pictures)}
         return part | {
             "remarks": np.array(remarks, dtype=np.str_),

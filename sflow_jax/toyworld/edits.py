@@ -1,6 +1,6 @@
 """Edits of drawn scenes whose right answer is known: picture, caption and mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -40,6 +40,13 @@ class Edit:
     target: Scene
     source_caption: str
     edit_caption: str
+
+    def of(self, scene: Scene) -> "Edit":
+        """The same change of another scene, such as one that a picture was read as; captions stay."""
+        # What an added object brings along.
+        brought = ("object_colour", "side") if self.attribute == "object" and scene.object == "none" else ()
+        changes = {name: getattr(self.target, name) for name in (self.attribute, *brought)}
+        return replace(self, source=scene, target=replace(scene, **changes))
 
     def mask(self, size: int = 64) -> np.ndarray:
         """The pixels that should change, and a margin of size/32 around them: bool [size, size]."""

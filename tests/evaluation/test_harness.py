@@ -1,6 +1,7 @@
 """The harness: known answers, resuming, sharing, methods and tables."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -93,6 +94,25 @@ def test_each_turn_begins_where_the_last_one_ended(flow, tmp_path):
     rates, kept = summary.group_tables()
     assert rates[0][1:] == kept[0][1:] == ["turn 1", "turn 2"]
     assert kept[1][0][1:] == [f"{row.scores['outside_db']:.2f}" for row in (first, second)]
+
+
+def test_painted_sources_are_judged_by_what_was_painted(flow, bench, tmp_path):
+    """The reader finds where things are, so that what an edit leaves alone is known of any picture of the world."""
+    painted = KnownAnswers(2, 0, 64, sources="painted")
+    (case, _), (drawn, _) = painted.cases, bench.cases
+    assert case.picture is None and case.answers is None and case.edits == drawn.edits
+    seen = dataclasses.replace(case, picture=drawn.picture)
+    right, _ = painted.score(seen, drawn.answers)
+    assert [(row["happened"], row["lost"]) for row in right] == [(1, 0)] * 6
+    assert min(row["outside_db"] for row in right) > 30 and "answer_db" not in right[0]
+    unchanged, _ = painted.score(seen, np.repeat(drawn.picture[None], 6, axis=0))
+    assert [(row["happened"], row["outside_db"]) for row in unchanged] == [(0, 100)] * 6
+    settings = dataclasses.replace(SETTINGS, methods="reference:layers=all,coupled:region=none", sources="painted")
+    summary = evaluate(flow, painted, settings, tmp_path / "run", progress=False)
+    assert [method.method for method in summary.methods] == settings.methods.split(",")
+    assert (tmp_path / "run" / "report.html").read_text().count("<img") >= 2 * 12 * 2
+    with pytest.raises(SettingError, match="turns are of drawn sources"):
+        KnownAnswers(1, 0, 64, turns=2, sources="painted")
 
 
 def test_what_an_edit_brings_along_is_not_lost():
