@@ -97,11 +97,13 @@ def fetch(
     *,
     places: Places = HERE,
     dtype: str | None = None,
+    features: bool | None = None,
     announce: Callable[[str], None] = _to_stderr,
 ) -> Path:
     """The folder of a repository's files in the Hub's cache, after downloading what is not there yet.
 
-    Configs come before weights, and are refused before them. destination, dtype: where and how the files will be
+    Configs come before weights, and are refused before them. features: whether it must be a network that compares
+    pictures, or must not be; None: either will do. destination, dtype: where and how the files will be
     converted, which needs room too. places: what is not taken from the repository. announce: gets a line with the
     sizes before anything is downloaded. ConversionError, in one line, for repositories and revisions that there are
     not, that are gated, or not supported; for disks too small; and where the Hub cannot be reached and files are
@@ -121,7 +123,7 @@ def fetch(
             _check_room(listing, destination, dtype)
             announce(_described(listing))
         folder = _download(listing, listing.commit, lambda name: not is_weights(name))
-        _check_kind(folder)
+        _check_kind(repository, folder, features)
         # By its own name: so the cache notes what the branch is, for when there is no connection.
         complete = _download(listing, repository.revision, lambda name: True)
         if complete != folder:
@@ -158,8 +160,12 @@ def _download(listing: Listing, revision: str | None, wanted: Callable[[str], bo
     return Path(snapshot_download(listing.repository.id, revision=revision, allow_patterns=names))
 
 
-def _check_kind(folder: Path) -> None:
-    """ConversionError for a model that is not supported, seen in its configs."""
+def _check_kind(repository: Repository, folder: Path, features: bool | None) -> None:
+    """ConversionError for a model that is not supported or wanted, seen in its configs."""
+    if features is not None and features != is_feature_folder(folder):
+        found, wanted = "a model that paints", "a DINOv2 or CLIP"
+        found, wanted = (found, wanted) if features else ("a network that compares pictures", "FLUX.1 or SD3")
+        raise ConversionError(f"{repository} is {found}, where {wanted} is needed: name another one")
     if is_feature_folder(folder):
         check_features(folder)
     else:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from sflow_convert.features import import_features
+from sflow_convert.features import convert_features, import_features, open_features
 from sflow_convert.hub import Repository, fetch, parse_repository
 from sflow_convert.job import convert
 from sflow_convert.layouts import open_source
@@ -22,6 +22,7 @@ from sflow_jax.embedded import ASSETS, POLL, embedded_checkpoint, save_layers, s
 from sflow_jax.errors import SettingError
 from sflow_jax.families.registry import find_published
 from sflow_jax.machine.meshes import copied
+from sflow_jax.measures.features import INFO_FILE as FEATURES_FILE
 from sflow_jax.measures.features import Features, restore_features
 from sflow_jax.sampling.control import check_layers
 from sflow_jax.settings import EMBEDDED_MODELS, PUBLISHED, check_path
@@ -75,7 +76,7 @@ def find_model(name: epath.PathLike) -> tuple[epath.Path, ModelInfo]:
     """
     folder, repository = find_checkpoint(name), parse_repository(name)
     if repository is not None:
-        _convert_repository(repository, folder)
+        _convert_once(repository, folder, INFO_FILE, features=False)
     _check_there(name, folder)
     info = load_info(folder)
     saved = saved_layers(str(name)) if str(name) in EMBEDDED_MODELS else None
@@ -129,15 +130,30 @@ def save_vital_layers(name: str, layers: tuple[int, ...], origin: str) -> epath.
 
 
 def load_features(name: epath.PathLike, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:
-    """The network of a converted features folder, or one that ships: `toyworld` (DINOv2), `toyworld-clip`.
+    """The network of a features folder, of a repository of the Hub (`find_features`), or one that ships: `toyworld`
+    (DINOv2), `toyworld-clip`.
 
     dtype: of weights and arithmetic (norms, softmax and preprocessing are float32 always), by default the
     stored one; float32 for those that ship. mesh: every device gets a copy; without, the first device.
     Raises CheckpointError for folders that are not features, or are damaged.
     """
     if str(name) not in EMBEDDED_FEATURES:
-        return restore_features(name, dtype=dtype, mesh=mesh)
+        return restore_features(find_features(name), dtype=dtype, mesh=mesh)
     return open_published_features(EMBEDDED_FEATURES[str(name)], dtype=dtype, mesh=mesh)
+
+
+def find_features(name: epath.PathLike) -> epath.Path:
+    """A converted features folder, which may not exist; a repository of the Hub is fetched and converted first.
+
+    Raises ConversionError for what cannot be fetched or converted.
+    """
+    check_path("features", name)
+    repository = parse_repository(name)
+    if repository is None:
+        return epath.Path(name)
+    folder = repository_folder(repository)
+    _convert_once(repository, folder, FEATURES_FILE, features=True)
+    return folder
 
 
 def open_published_features(folder: Path, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Features:
@@ -146,15 +162,18 @@ def open_published_features(folder: Path, *, dtype: DTypeLike | None = None, mes
     return Features.of(info, jax.device_put(network, copied(mesh)))
 
 
-def _convert_repository(repository: Repository, folder: epath.Path) -> None:
-    """Fetch and convert a repository, unless it is converted; waits for another process that does so just now."""
-    while not (folder / INFO_FILE).exists():
+def _convert_once(repository: Repository, folder: epath.Path, file: str, *, features: bool) -> None:
+    """Fetch and convert a repository, unless its file is there; waits for another process that does so just now."""
+    while not (folder / file).exists():
         try:
-            source = open_source(fetch(repository, folder))
-            convert(source, folder, title=repository_title(repository))
+            source = fetch(repository, folder, features=features)
+            if features:
+                convert_features(open_features(source), folder)
+            else:
+                convert(open_source(source), folder, title=repository_title(repository))
         except Busy:
             time.sleep(POLL)
         except SettingError:
             # Another process may have been faster.
-            if not (folder / INFO_FILE).exists():
+            if not (folder / file).exists():
                 raise

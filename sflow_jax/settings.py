@@ -367,9 +367,13 @@ class SweepSettings(PaintingSettings):
     windows: int = setting(1, "Also bypass in each of so many parts.", kind=int)
     pairs: Any = setting("none", "Also bypass every two of these layers.")
     features: str | None = setting(
-        None, "Converted DINOv2 that compares the pictures.", unset="the embedded model has its own"
+        None,
+        "DINOv2 that compares the pictures: a converted folder, or the Hub's ORG/NAME.",
+        unset="the embedded model has its own",
     )
-    clip: str | None = setting(None, "Converted CLIP for a second opinion.", unset="the embedded model has its own")
+    clip: str | None = setting(
+        None, "CLIP for a second opinion, named alike.", unset="the embedded model has its own"
+    )
     top: int | None = setting(None, "The vital set is the so many most vital layers.", kind=int)
     threshold: float | None = setting(None, "The vital set is the layers of at least this vitality.", kind=float)
     adaptive: bool = setting(False, "Stop measuring a layer once its place is clear.", kind=bool)
@@ -415,9 +419,11 @@ class EvaluationSettings(PaintingSettings):
     guidance: float | None = setting(None, "Guidance of the edits.", kind=float, unset="each method's own")
     edits_at_once: int = setting(8, "Edits of one picture in one batch.", kind=int)
     features: str | None = setting(
-        None, "Converted DINOv2, for structure distance.", unset="the embedded model has its own"
+        None,
+        "DINOv2, for structure distance: a converted folder, or the Hub's ORG/NAME.",
+        unset="the embedded model has its own",
     )
-    clip: str | None = setting(None, "Converted CLIP.", unset="the embedded model has its own")
+    clip: str | None = setting(None, "CLIP, named alike.", unset="the embedded model has its own")
     clip_tokenizer: str | None = setting(None, "Folder of CLIP's tokenizer.", unset="the model's own")
     lpips: str | None = setting(None, "Safetensors file of LPIPS with SqueezeNet.", unset="no LPIPS")
 

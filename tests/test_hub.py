@@ -19,7 +19,7 @@ from sflow_convert.parts import Places
 from sflow_convert.repository import choose_files
 
 from sflow_jax import settings
-from sflow_jax.catalogue import EMBEDDED_FEATURES, find_info, find_model, repository_folder
+from sflow_jax.catalogue import EMBEDDED_FEATURES, find_info, find_model, load_features, repository_folder
 from sflow_jax.families.registry import published_models
 from sflow_jax.storage.checkpoint import CheckpointError, load_info
 
@@ -280,6 +280,22 @@ def test_feature_networks_by_name(tmp_path, monkeypatch, capsys):
         assert run("info", tmp_path / "dino") == 0
         assert run_convert("org/dinov2", tmp_path / "other", "--vital-layers", "0") == 2
         assert "--vital-layers has no effect" in refusal(capsys)
+        # Named where they are used, they are converted once, and must be what is needed.
+        features = load_features("org/dinov2")
+        assert (features.kind, features.digest) == ("dinov2", load_features(tmp_path / "dino").digest)
+        hub.asked.clear()
+        assert load_features("org/dinov2").digest == features.digest and hub.asked == []
+        assert run("vital", "-m", "toyworld", "--clip", "org/dinov2", "--out", tmp_path / "run") == 2
+        assert "org/dinov2 is a dinov2, where a clip is needed" in refusal(capsys)
+        assert run("generate", "-m", "org/dinov2@main", "-p", "a cat", "-o", tmp_path / "out") == 2
+        assert "is a network that compares pictures, where FLUX.1 or SD3 is needed" in refusal(capsys)
+
+
+def test_models_are_no_feature_networks(hub, tmp_path, capsys):
+    """Seen in the configs, before the weights are fetched."""
+    assert run("vital", "-m", "toyworld", "--features", NAME, "--out", tmp_path / "run") == 2
+    assert "is a model that paints, where a DINOv2 or CLIP is needed" in refusal(capsys)
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
 
 
 def test_the_environment_is_the_clients_own(hub, tmp_path):

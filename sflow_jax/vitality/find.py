@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from sflow_jax.catalogue import EMBEDDED_FEATURES, load_features, save_vital_layers
+from sflow_jax.catalogue import EMBEDDED_FEATURES, find_features, load_features, save_vital_layers
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.processes import describe_devices, package_versions
 from sflow_jax.measures.features import Features, load_info
@@ -75,8 +75,11 @@ def check_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Sw
     plan = plan_sweep(settings, info, checkpoint)
     rule_of(settings).check(sum(map(plan.is_layer, plan.variants)))
     for _, kind, place in feature_places(settings, checkpoint):
-        if place not in EMBEDDED_FEATURES and load_info(place).kind != kind:
-            raise SettingError(f"{place} is a {load_info(place).kind}, where a {kind} is needed")
+        if place in EMBEDDED_FEATURES:
+            continue
+        found = load_info(find_features(place)).kind
+        if found != kind:
+            raise SettingError(f"{place} is a {found}, where a {kind} is needed")
     return plan
 
 
@@ -87,7 +90,7 @@ def feature_places(settings: SweepSettings, checkpoint: str) -> list[tuple[str, 
     clip = settings.clip or ("toyworld-clip" if embedded else None)
     if dino is None:
         raise SettingError(
-            "`features` is needed: a converted DINOv2 (sflow-convert facebook/dinov2-giant DEST); "
+            "`features` is needed: a DINOv2, such as facebook/dinov2-giant or a converted folder; "
             "only the embedded models have their own"
         )
     places = (("dino", "dinov2", dino), ("clip", "clip", clip))
