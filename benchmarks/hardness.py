@@ -141,6 +141,11 @@ def account(case: Case, verdict: str, happened: str, ended: Ended) -> dict:
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
 @click.option("--category", "categories", multiple=True, help="Only categories that begin so; repeat for more.")
 @click.option("--only", "names", multiple=True, help="Only the case of this name; repeat for more.")
+@click.option(
+    "--moments",
+    type=click.IntRange(2),
+    help="Instead: only the killed commands, each at so many of its changes; 99 are more than any has.",
+)
 @click.option("--jobs", default=2, show_default=True, help="Cases at once.")
 @click.option("--share", default=1.0, show_default=True, help="Only so much of every category.")
 @click.option("--quick", is_flag=True, help="Only inputs to be refused that take little; for the tests.")
@@ -160,6 +165,7 @@ def main(
     seed: int,
     categories: tuple[str, ...],
     names: tuple[str, ...],
+    moments: int | None,
     jobs: int,
     share: float,
     quick: bool,
@@ -171,8 +177,8 @@ def main(
     shared: Path | None,
 ) -> None:
     """Run bad inputs of every kind, and say how many are handled well."""
-    chosen = all_cases(seed)
-    whole = not (categories or names or again or quick) and share == 1
+    chosen = list(kills.evenly(moments)) if moments else all_cases(seed)
+    whole = not (categories or names or moments or again or quick) and share == 1
     if quick:
         chosen = quick_cases(chosen)
     if again is not None:

@@ -10,7 +10,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,32 @@ COMMANDS: dict[str, tuple[Step, str]] = {
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """All of this file."""
-    for name, (step, part) in COMMANDS.items():
-        converts = name.startswith("convert")
-        painting = (("sflow", "generate", "-m", "out", *PAINT),) if converts else ()
-        for share in (0.0, *sorted(round(draw.random(), 2) for _ in range(DRAWN)), 1.0):
-            yield Case(
-                name=f"killed/{name} at {share:.0%} of its changes",
-                category=KILLED,
-                steps=(("python", f"from hardness.kills import kill; kill({step!r}, {share})"), step, *painting),
-                expects=ACCEPT,
-                prepare=_prepared(name),
-                needs=("converted", "source", "dino", "photo.png", "prompts.txt", part, *COMPILED),
-                changes=("out", "converted") if name == "vital --save" else ("out",),
-                check=_whole_checkpoint if converts else _as_undisturbed(part),
-                seconds=120.0,
-            )
+    for name in COMMANDS:
+        yield from killed(name, (0.0, *sorted(round(draw.random(), 2) for _ in range(DRAWN)), 1.0))
+
+
+def evenly(moments: int) -> Iterator[Case]:
+    """Every command killed at so many of its changes, evenly chosen: at all, where it has no more."""
+    for name in COMMANDS:
+        yield from killed(name, (i / (moments - 1) for i in range(moments)))
+
+
+def killed(name: str, shares: Iterable[float]) -> Iterator[Case]:
+    """A command killed at these shares of its changes, and run again."""
+    (step, part), converts = COMMANDS[name], name.startswith("convert")
+    painting = (("sflow", "generate", "-m", "out", *PAINT),) if converts else ()
+    for share in shares:
+        yield Case(
+            name=f"killed/{name} at {100 * share:.3g} % of its changes",
+            category=KILLED,
+            steps=(("python", f"from hardness.kills import kill; kill({step!r}, {share})"), step, *painting),
+            expects=ACCEPT,
+            prepare=_prepared(name),
+            needs=("converted", "source", "dino", "photo.png", "prompts.txt", part, *COMPILED),
+            changes=("out", "converted") if name == "vital --save" else ("out",),
+            check=_whole_checkpoint if converts else _as_undisturbed(part),
+            seconds=120.0,
+        )
 
 
 def _prepared(name: str) -> Callable[[Box], None]:

@@ -16,6 +16,7 @@ from sflow_convert import engine, vision
 from transformers import AutoTokenizer
 
 from sflow_jax.catalogue import ASSETS
+from sflow_jax.families.sd3 import SD3
 from sflow_jax.measures.metrics import psnr
 from sflow_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sflow_jax.models.clip import ClipText
@@ -24,6 +25,7 @@ from sflow_jax.models.dinov2 import Dinov2, Dinov2Config
 from sflow_jax.models.flux1 import FluxConditioning, FluxConfig
 from sflow_jax.models.layers import parameters
 from sflow_jax.models.t5 import T5Config, T5Encoder
+from sflow_jax.painter import decode_latents
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import to_network, to_unit
 from sflow_jax.pictures.latents import unpack
@@ -250,6 +252,13 @@ def test_an_sd3_starts_from_the_layers_of_a_flux():
         )
     # The gate of what a FLUX has no equal of.
     assert not ours["dual_blocks.image.modulation.kernel"][..., -16:].any()
+
+
+def test_an_sd3_learns_from_latents_that_are_the_drawings(tmp_path):
+    pool = load_pool(tmp_path / "pool", 4, seed=0, size=64)
+    learnt = Sd3World.embedded(pool, pool, tmp_path / "latents.npy")
+    again = decode_latents(learnt.autoencoder, learnt.latents.astype(np.float32), family=SD3, canvas=learnt.canvas)
+    assert psnr(np.asarray(again), to_unit(np.asarray(pool.pictures))) > 28
 
 
 def test_an_untrained_sd3_errs_by_the_whole_velocity(world, tmp_path):

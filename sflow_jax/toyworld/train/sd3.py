@@ -27,9 +27,9 @@ from sflow_jax.models.flux1 import Flux
 from sflow_jax.models.layers import parameters, sinusoids, with_parameters
 from sflow_jax.models.modulation import SINUSOID_SCALE, SINUSOID_WIDTH
 from sflow_jax.models.sd3 import Sd3, Sd3Conditioning, Sd3Config
-from sflow_jax.painter import decode_latents
+from sflow_jax.painter import decode_latents, encode_pictures
 from sflow_jax.pictures.canvas import Canvas
-from sflow_jax.pictures.files import to_unit
+from sflow_jax.pictures.files import to_network, to_unit
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import interleave
 from sflow_jax.sampling.solve import Solve
@@ -95,11 +95,11 @@ class Sd3World:
 def encode_pool(autoencoder: Autoencoder, pool: Pool, path: Path) -> np.ndarray:
     """Latents of all pictures, float16 [n, s, c], made once."""
     if not path.exists():
-        encode = jax.jit(lambda model, pictures: SD3.encode(model, pictures))
         parts = []
         for start in range(0, len(pool), ENCODED):
             rows = np.minimum(np.arange(start, start + ENCODED), len(pool) - 1)
-            parts.append(np.asarray(encode(autoencoder, to_unit(pool.pictures[rows])), np.float16))
+            latents = encode_pictures(autoencoder, to_network(pool.pictures[rows]), family=SD3)
+            parts.append(np.asarray(latents, np.float16))
         np.save(path, np.concatenate(parts)[: len(pool)])
     return np.load(path, mmap_mode="r")
 
