@@ -14,6 +14,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.transforms import blended_transform_factory
 
 from sflow_jax.vitality.scores import COVERAGE, SURE, Choice, VariantScore
@@ -96,7 +97,8 @@ def vitality_chart(summary: Swept) -> Figure:
 def windows_chart(summary: Swept) -> Figure:
     """A heat map, layers × windows of steps, of the vitality of layers bypassed in a part of the steps.
 
-    Numbers stand in the cells where layers are few. ValueError if the sweep had no windows.
+    Numbers stand in the cells where layers are few; SVG files tell each cell's. ValueError if the sweep had no
+    windows.
     """
     if not summary.windows:
         raise ValueError("the sweep has no windows of steps to draw")
@@ -119,6 +121,10 @@ def windows_chart(summary: Swept) -> Figure:
     figure.colorbar(mesh, ax=axes, label="vitality", pad=0.02).outline.set_visible(False)
     if len(layers) < MANY_CELLS:
         _write_cells(axes, values, top)
+    for (row, column), value in np.ndenumerate(values):
+        words = "not measured" if np.isnan(value) else f"vitality {value:.3f}"
+        named = f"layer {layers[column]}: {window_name(*windows[row])}, {words}"
+        axes.add_patch(Rectangle((column, row), 1, 1, alpha=0, zorder=9, gid=named))
     return figure
 
 

@@ -276,6 +276,16 @@ def test_charts_are_the_same_every_time_and_keep_text_as_text():
     words = f"layer 3: vitality {made().vitality[3]:.3f}, from "
     assert inline.count("<g><title>layer") == LAYERS and f"<g><title>{words}" in inline
     assert inline.startswith("<svg") and "var(--chart-kind-1, " in inline
+    cells = re.findall(
+        r"<title>layer (\d+): (steps? [\d–]+), (vitality [\d.]+|not measured)</title>",
+        to_inline_svg(windows_chart(made())),
+    )
+    assert (
+        len(cells)
+        == len(set(cells))
+        == len({cell[0] for cell in cells}) * len({cell[1] for cell in cells})
+        > LAYERS
+    )
     with pytest.raises(ValueError, match="no windows"):
         windows_chart(made(extras=False))
 
