@@ -69,9 +69,11 @@ def propose_mesh(
     fitting = [size for size, needs in needed.items() if needs <= chip.memory]
     fitting = [size for size in fitting if devices % size == 0] or fitting
     if not fitting:
+        left = {"`quantisation`": placement.quantisation, "`offload`": placement.offload}
+        advice = " or ".join(["more chips", *(name for name, chosen in left.items() if not chosen)])
         raise SettingError(
             f"{devices} {chip.name} cannot hold this model: {min(needed.values()) / GIB:.1f} GiB a chip are needed "
-            f"and {chip.memory / GIB:.1f} there; take more chips, `quantisation` or `offload`"
+            f"and {chip.memory / GIB:.1f} there; take {advice}"
         )
     tensor = max(fitting) if work == "edit" else min(fitting)
     why = "every chip works on one picture" if work == "edit" else "the least split that fits"
