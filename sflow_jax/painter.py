@@ -352,6 +352,7 @@ class Painter:
             groups=groups,
             mesh=self.mesh,
             kernel=self.placement.attention,
+            step_cache=self.placement.step_cache,
         )
 
 

@@ -69,6 +69,7 @@ class StableFlow:
         quantize: str | None = None,
         offload: bool = False,
         text_encoder: str = "device",
+        step_cache: float = Placement.step_cache,
         quantisation: str | None = None,
     ) -> "StableFlow":
         """Restore a converted checkpoint, a folder or a name.
@@ -81,8 +82,9 @@ class StableFlow:
         by default the one for the platform, see `sflow_jax.models.attention`. quantize: "int8" (weights) or "fp8"
         (products) in the blocks of the transformer and T5; `quantisation` is its earlier name. offload: the
         transformer's blocks wait in host memory, and are copied one ahead of the computation. text_encoder: where
-        T5 is between prompts: "device", "host" or "disk". Raises CheckpointError, and SettingError for unknown
-        names.
+        T5 is between prompts: "device", "host" or "disk". step_cache: layers are left out, and what they added is
+        used again, while the output of the first one changes by less than this share; 0: never. Raises
+        CheckpointError, and SettingError for unknown names.
         """
         if quantize is not None and quantisation is not None:
             raise SettingError("`quantisation` is the earlier name of `quantize`; give `quantize` alone")
@@ -93,6 +95,7 @@ class StableFlow:
             quantisation=quantize if quantisation is None else quantisation,
             offload=offload,
             text_encoder=text_encoder,
+            step_cache=step_cache,
         )
         # A repository of the Hub is fetched before a mesh is proposed for what is in it.
         find_model(checkpoint)

@@ -162,6 +162,12 @@ class Placement:
         flag="--quantize",
     )
     offload: bool = setting(False, "Blocks wait in host memory, for devices too small for all.", kind=bool)
+    step_cache: float = setting(
+        0.0,
+        "Leave layers out, and use again what they added, while the first one's output changes by less than this "
+        "share; 0: never.",
+        kind=float,
+    )
     text_encoder: str = setting(
         "device", "Where the large text encoder (T5) waits between prompts.", choices=TEXT_ENCODER_PLACES
     )
@@ -170,6 +176,8 @@ class Placement:
         _check_kinds(self)
         _one_of("attention", self.attention, (AUTOMATIC, *KERNELS))
         _one_of("text_encoder", self.text_encoder, TEXT_ENCODER_PLACES)
+        if not 0 <= self.step_cache < 1:
+            raise SettingError(f"`step_cache` must be at least 0 and less than 1, found {self.step_cache}")
         if self.quantisation is not None:
             _one_of("quantisation", self.quantisation, QUANTISATIONS)
 

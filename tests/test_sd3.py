@@ -1,7 +1,10 @@
 """SD3 and SD3.5 in float32 against diffusers: networks, generation, edits, inversion, skip-layer guidance."""
 
+import copy
 import dataclasses
 import functools
+import logging
+import re
 from unittest import mock
 
 import jax
@@ -133,6 +136,20 @@ def test_transformer_agrees_and_skips_every_layer(case):
         )
         assert relative(ours.velocity, theirs) <= NETWORK_LIMIT, skipped
     assert {name: x.shape[0] for name, x in ours.captured.items()} == dict.fromkeys(CAPTURES, case.layers)
+
+
+def test_step_caching_covers_both_branches(case, noise, caplog):
+    """Nothing changes where no change is allowed; else layers are left out in all but the first step."""
+    caplog.set_level(logging.INFO, logger="sflow_jax")
+    options = {"steps": 3, "guidance": 4.0, "noise": noise, **SIZE}
+    latents = [case.flow.generate(PROMPTS[:1], **options).latents]
+    for least in (1e-6, 0.999):
+        painter = copy.copy(case.flow.painter)
+        painter.placement = dataclasses.replace(painter.placement, step_cache=least)
+        latents.append(StableFlow(painter).generate(PROMPTS[:1], **options).latents)
+    plain, strict, loose = latents
+    assert relative(strict, plain) <= NETWORK_LIMIT < relative(loose, plain) < 1
+    assert re.findall(r"(\d) of 3 evaluations left layers out", caplog.text) in (["0", "1"], ["0", "2"])
 
 
 def test_attention_is_that_of_diffusers(case):

@@ -34,8 +34,8 @@ GROUPS = {
     "Networks that compare": ("features", "clip", "clip_tokenizer", "lpips"),
     "Source": ("text_encoders", "autoencoder", "family", "lora"),
     "Model and machine": (
-        "model", "dtype", "attention", "mesh", "quantisation", "quantize", "offload", "text_encoder", "batch",
-        "edits_at_once", "kv_cache", "coordinator", "process", "worker",
+        "model", "dtype", "attention", "mesh", "quantisation", "quantize", "offload", "text_encoder", "step_cache",
+        "batch",        "edits_at_once", "kv_cache", "coordinator", "process", "worker",
     ),
     "Page": ("host", "port", "open_browser", "share"),
     "Results": (

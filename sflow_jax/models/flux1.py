@@ -48,6 +48,7 @@ from sflow_jax.models.modulation import (
     modulate,
     split_modulation,
 )
+from sflow_jax.models.reuse import begin, ended, skippable
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.typed import Epsilon, Layers, Positive, Size, typed
 
@@ -433,27 +434,32 @@ class Flux(nnx.Module):
             numbers, layer = rows
             return block(streams, numbers, angles, layer, dataclasses.replace(call, lent=taken[0]))
 
-        through = lending(lent, run)
+        # What layers hand out, all of them must compute.
+        cache = None if layout.capture else interventions.cache
+        through = skippable(cache, lending(lent, run))
         if remat:
             through = jax.checkpoint(through)
         with jax.named_scope("double_blocks"):
-            (streams, recorded), first = scan_layers(
-                through, (streams, recorded), without(self.double_blocks, "modulation"),
+            ((streams, recorded), skipping), first = scan_layers(
+                through, ((streams, recorded), begin(cache)), without(self.double_blocks, "modulation"),
                 (double, layers.layers(0, split), slots_of(lent, config.layers, 0, split)),
                 unroll=unroll,
             )  # fmt: skip
         with jax.named_scope("single_blocks"):
-            (joint, recorded), second = scan_layers(
-                through, (jnp.concatenate(streams, axis=1), recorded), without(self.single_blocks, "modulation"),
+            ((joint, recorded), skipping), second = scan_layers(
+                through,
+                ((jnp.concatenate(streams, axis=1), recorded), skipping),
+                without(self.single_blocks, "modulation"),
                 (single, layers.layers(split, None), slots_of(lent, config.layers, split)),
                 unroll=unroll,
             )  # fmt: skip
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
-            image = modulate(joint[:, call.words :], shift, scale, config.epsilon)
+            image, reused = ended(cache, skipping, joint[:, call.words :])
+            image = modulate(image, shift, scale, config.epsilon)
             velocity = self.image_out(image).astype(jnp.float32)
         captured = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)
-        return Output(velocity, with_record(captured, recorded))
+        return Output(velocity, with_record(captured, recorded) | reused)
 
 
 def position_ids(canvas: Canvas) -> Float[np.ndarray, "s 3"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray, Leaf
 from sflow_jax.models.lending import Lent, LentByLayer
+from sflow_jax.models.reuse import Asked
 
 
 @functools.partial(
@@ -63,7 +64,9 @@ class Skip(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["layers", "region", "skip", "watched", "lent"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["layers", "region", "skip", "watched", "lent", "cache"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class Interventions:
@@ -71,7 +74,7 @@ class Interventions:
 
     skip: what the step does beside, which no network sees. watched: [b, q] int32, joint tokens (text first) whose
     attention layers hand out; nothing is done to them. lent: by sources that are not in the batch, or to be
-    recorded.
+    recorded. cache: of what layers added before, see `models.reuse`.
     """
 
     layers: LayerInterventions = LayerInterventions()
@@ -79,6 +82,7 @@ class Interventions:
     skip: Skip | None = None
     watched: Leaf | None = None
     lent: Lent | None = None
+    cache: Asked | None = None
 
 
 NOTHING = Interventions()

@@ -50,6 +50,7 @@ from sflow_jax.models.modulation import (
     modulate,
     split_modulation,
 )
+from sflow_jax.models.reuse import begin, ended, skippable
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.typed import Count, Epsilon, Layers, Side, Size, typed
 
@@ -458,13 +459,15 @@ class Sd3(nnx.Module):
             streams = self.text_in(text), self.image_in(latents.astype(dtype)) + self.positions(canvas)
         layers, first, captured, lent = interventions.layers.per_layer(), 0, [], interventions.lent
         tensor = (len(latents) // layout.members, canvas.tokens, self.config.heads, self.config.head_dim)
-        carry = streams, blank_record(lent, tensor, dtype)
+        # What layers hand out, all of them must compute.
+        cache = None if layout.capture else interventions.cache
+        carry = (streams, blank_record(lent, tensor, dtype)), begin(cache)
 
         def run(streams, block, rows, taken):
             joint, alone = taken
             return block(streams, *rows, dataclasses.replace(call, lent=joint, lent_alone=alone))
 
-        through = lending(lent, run)
+        through = skippable(cache, lending(lent, run))
         if remat:
             through = jax.checkpoint(through)
         for name, blocks, count in self.stacks():
@@ -474,10 +477,11 @@ class Sd3(nnx.Module):
                 rows = modulations(blocks, vector, layout), layers.layers(first, last), slots
                 carry, seen = scan_layers(through, carry, without(blocks, "modulation"), rows, unroll=unroll)
             first, captured = last, [*captured, seen]
-        (_, image), recorded = carry
+        ((_, image), recorded), skipping = carry
+        image, reused = ended(cache, skipping, image)
         with jax.named_scope("out"):
             shift, scale = jnp.split(self.modulation_out(vector), 2, axis=-1)
             image = modulate(image, shift, scale, self.config.epsilon)
             velocity = self.image_out(image).astype(jnp.float32)
         together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *captured)
-        return Output(velocity, with_record(together, recorded))
+        return Output(velocity, with_record(together, recorded) | reused)

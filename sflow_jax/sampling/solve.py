@@ -5,6 +5,7 @@ Everything that may change between calls of one shape is an argument, so each sh
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,11 +17,13 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.machine.meshes import batch_sharding
+from sflow_jax.machine.meshes import batch_sharding, on_this_host
 from sflow_jax.models.conditioning import Conditioning
 from sflow_jax.models.interventions import Interventions
+from sflow_jax.models.layers import parameter_dtype
 from sflow_jax.models.layout import ATTENTION, Layout
 from sflow_jax.models.lending import LENT
+from sflow_jax.models.reuse import REUSED, Asked, Reuse
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.guidance import (
     BRANCHES,
@@ -31,6 +34,8 @@ from sflow_jax.sampling.guidance import (
     one_branch,
 )
 from sflow_jax.sampling.steps import Blank, State, Step, advance
+
+logger = logging.getLogger(__name__)
 
 
 @functools.partial(jax.jit, static_argnames=("canvas", "sharding", "kernel", "branches"), donate_argnames="state")
@@ -60,9 +65,15 @@ def take_step(
     captured: dict[str, Array] = {}
     inputs = (conditioning, both_branches(guidance, groups) if branches else guidance)
     prompted_inputs = (one_branch(conditioning, groups), guidance) if branches else inputs
+    cache = None if state.reuse is None else Asked(state.reuse, step.least_change)
 
     def evaluate(
-        point: Array, interventions: Interventions, sigma: Array, inputs: tuple = inputs, layout: Layout = watching
+        point: Array,
+        interventions: Interventions,
+        sigma: Array,
+        inputs: tuple = inputs,
+        layout: Layout = watching,
+        cache: Asked | None = cache,
     ) -> Array:
         output = transformer(
             point,
@@ -70,8 +81,8 @@ def take_step(
             sigma=jnp.broadcast_to(sigma, (len(point),)),
             guidance=inputs[1],
             canvas=canvas,
-            # Both branches have their own part of it already.
-            interventions=dataclasses.replace(interventions, lent=step.lent),
+            # Both branches have their own part of them already.
+            interventions=dataclasses.replace(interventions, lent=step.lent, cache=cache),
             layout=layout,
         )
         captured.update(output.captured)
@@ -89,10 +100,11 @@ def take_step(
             guided = prompted = at_sigma(point, plain)
         if step.interventions.skip is None:
             return guided
-        without = functools.partial(at_sigma, point, inputs=prompted_inputs, layout=layout)
+        without = functools.partial(at_sigma, point, inputs=prompted_inputs, layout=layout, cache=None)
         return guided + away_from_skipped(without, prompted, step.interventions)
 
     moved, point = advance(velocity, state, step)
+    moved = moved._replace(reuse=captured.pop(REUSED, state.reuse))
     moved, point = jax.lax.with_sharding_constraint((moved, point), sharding)
     if branches:
         of_prompt = jax.vmap(functools.partial(one_branch, groups=groups))
@@ -126,12 +138,17 @@ class Solve:
         groups: int,
         mesh: Mesh | None,
         kernel: str,
+        step_cache: float = 0.0,
     ):
-        """conditioning: one row an element, or two where guidance has branches."""
+        """conditioning: one row an element, or two where guidance has branches. step_cache: least change, see
+        `models.reuse`; 0 is off."""
         batch = len(guidance)
         self.sharding = batch_sharding(mesh, groups)
         # On the host like all arrays of a step: a committed one would compile another program.
         self.blank = Blank.of(groups, batch, canvas.tokens, channels)
+        self.step_cache = step_cache
+        width, dtype = transformer.config.width, parameter_dtype(transformer)
+        self.reuse = functools.partial(Reuse.blank, (len(conditioning), canvas.tokens, width), dtype)
         self.step = functools.partial(
             take_step,
             transformer,
@@ -159,9 +176,15 @@ class Solve:
         """
         zeros = np.zeros(latents.shape, np.float32)
         start = State(latents, *(zeros if x is None else x for x in (velocity, reference)))
-        state, done = jax.device_put(start, self.sharding, may_alias=False), None
+        if self.step_cache:
+            start = start._replace(reuse=self.reuse())
+        state, done, before, evaluations = jax.device_put(start, self.sharding, may_alias=False), None, None, 0
         for steps in intervals:
             for step in steps:
+                # What layers added under other interventions is of no use.
+                if self.step_cache and equal_on_host(before, step.interventions):
+                    step = step._replace(least_change=np.float32(self.step_cache))
+                before, evaluations = step.interventions, evaluations + 1
                 state, point, following, captured = self.step(state, step)
                 # Waiting for the step before keeps progress honest without ever idling the device.
                 jax.block_until_ready(done)
@@ -171,3 +194,12 @@ class Solve:
                     each(reached)
             yield reached
         jax.block_until_ready(done)
+        if self.step_cache and evaluations:
+            count = int(on_this_host(state.reuse.count)[0])
+            logger.info("step caching: %d of %d evaluations left layers out", count, evaluations)
+
+
+def equal_on_host(one: Interventions | None, other: Interventions) -> bool:
+    """Whether the same is done in two steps."""
+    (leaves, tree), (others, other_tree) = jax.tree.flatten(one), jax.tree.flatten(other)
+    return tree == other_tree and all(map(np.array_equal, leaves, others))

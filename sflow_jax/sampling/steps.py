@@ -22,6 +22,7 @@ from sflow_jax.arrays import AnyArray
 from sflow_jax.errors import SettingError
 from sflow_jax.models.interventions import Interventions
 from sflow_jax.models.lending import Lent
+from sflow_jax.models.reuse import Reuse
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solvers import EULER, REFERENCE_INVERSION, Evaluation, Solver
 from sflow_jax.settings import REPLAYS
@@ -33,11 +34,13 @@ class State(NamedTuple):
     """What a step hands to the next.
 
     latents: z. velocity: the one before, p (zeros at first). reference: r; None where no step is drawn to it.
+    reuse: of what layers added; None where step caching is off.
     """
 
     latents: Float[AnyArray, "b s c"]
     velocity: Float[AnyArray, "b s c"]
     reference: Float[AnyArray, "b s c"] | None = None
+    reuse: Reuse | None = None
 
 
 class Step(NamedTuple):
@@ -48,7 +51,8 @@ class Step(NamedTuple):
     of each token, 0…1. source: what member 0 of each group becomes after the step, where `replay` is true.
 
     lent: what sources lend to the layers of others, or that it is to be recorded. source_velocity: of sources that
-    are not in the batch, whose `replay` and `pull` are then left out.
+    are not in the batch, whose `replay` and `pull` are then left out. least_change: of step caching, see
+    `models.reuse.Asked`.
     """
 
     sigma: AnyArray
@@ -68,6 +72,7 @@ class Step(NamedTuple):
     interventions: Interventions
     lent: Lent | None = None
     source_velocity: Float[AnyArray, "g s c"] | None = None
+    least_change: AnyArray = np.float32(0)
 
 
 # Terms of the rule that plain steps do not have.

@@ -141,6 +141,8 @@ def model_record(painter: Painter) -> dict[str, str]:
     """Which model computed, in which numbers; `checkpoint` is a digest of both."""
     info, quantisation = painter.info, painter.placement.quantisation
     dtype = parameter_dtype(painter.transformer).name + (f", {quantisation}" if quantisation else "")
+    if painter.placement.step_cache:
+        dtype += f", step cache {painter.placement.step_cache:g}"
     source = json.dumps([info.source_digests, dtype], sort_keys=True)
     return {
         "model": painter.checkpoint, "family": info.variant, "checkpoint": text_digest(source), "dtype": dtype,
