@@ -45,7 +45,7 @@ OWN_SHAPE, MODEL_SHAPE = "auto", "fit"
 SOURCES = DRAWN, PAINTED = ("drawn", "painted")
 EMBEDDED, EMBEDDED_SD3 = "toyworld", "toyworld-sd3"
 # Those whose weights are in the package.
-EMBEDDED_MODELS = (EMBEDDED,)
+EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_SD3)
 # Models that are known without files; the families describe them.
 PUBLISHED = ("flux-dev", "flux-krea-dev", "flux-schnell", "sd3-medium", "sd35-medium", "sd35-large")
 
