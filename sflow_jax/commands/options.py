@@ -170,7 +170,7 @@ def model_options(*, required: bool = True) -> Callable:
             "-m",
             required=required,
             help="Converted checkpoint (a folder, local or gs://); the Hub's ORG/NAME[@REVISION], fetched and "
-            "converted once; or toyworld, the embedded model.",
+            "converted once; or one that ships, toyworld (FLUX) or toyworld-sd3.",
         ),
         settings_options(Placement, name="placement"),
         click.option(
