@@ -12,7 +12,7 @@ from sflow_jax.pipeline import StableFlow
 from sflow_jax.toyworld.reader import AttributeReader
 from sflow_jax.toyworld.scenes import Scene, sample_scene
 
-EDITS = {"pose": "sitting", "place": "snow", "colour": "grey", "species": "rabbit"}
+EDITS = {"pose": "sitting", "place": "snow", "colour": "purple", "species": "rabbit"}
 
 
 @pytest.fixture(scope="module")
