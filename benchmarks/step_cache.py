@@ -22,7 +22,7 @@ from sflow_jax import StableFlow
 from sflow_jax.commands.console import use_compilation_cache
 from sflow_jax.evaluation.known import KnownAnswers
 from sflow_jax.evaluation.run import evaluate
-from sflow_jax.measures.metrics import psnr
+from sflow_jax.measures.metrics import bounded_psnr
 from sflow_jax.settings import EMBEDDED, EvaluationSettings, SweepSettings
 from sflow_jax.toyworld.reader import AttributeReader
 from sflow_jax.toyworld.scenes import sample_scene
@@ -65,7 +65,7 @@ def measure_pictures(flow: StableFlow, pictures: int, counter: Counter, plain: n
     right = [named == scene.attributes() for named, scene in zip(AttributeReader()(images).named, scenes)]
     figures = {"left_out": counter.share(), "seconds": round(seconds, 1), "right": float(np.mean(right))}
     if plain is not None:
-        figures["psnr_db"] = round(float(np.median([psnr(one, two) for one, two in zip(images, plain)])), 1)
+        figures["psnr_db"] = round(float(np.median([bounded_psnr(one, two) for one, two in zip(images, plain)])), 1)
     return figures | {"images": images}
 
 
