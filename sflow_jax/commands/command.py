@@ -15,7 +15,7 @@ GROUPS = {
     "What to look at": ("points", "words", "step_by_step", "compared", "plan", "verify"),
     "Benchmark": (
         "known_answers", "pie", "captions", "photos", "draw_pie", "scenes", "methods", "layers_alone", "beside",
-        "turns",
+        "turns", "sources",
     ),
     "Size and solver": (
         "height", "width", "size", "steps", "guidance", "solver", "nudge", "unnudge", "replay", "skip_layers",

@@ -147,8 +147,10 @@ class Solve:
         # On the host like all arrays of a step: a committed one would compile another program.
         self.blank = Blank.of(groups, batch, canvas.tokens, channels)
         self.step_cache = step_cache
-        width, dtype = transformer.config.width, parameter_dtype(transformer)
-        self.reuse = functools.partial(Reuse.blank, (len(conditioning), canvas.tokens, width), dtype)
+        self.reuse = None
+        if step_cache:
+            shape = (len(conditioning), canvas.tokens, transformer.config.width)
+            self.reuse = functools.partial(Reuse.blank, shape, parameter_dtype(transformer))
         self.step = functools.partial(
             take_step,
             transformer,
@@ -176,7 +178,7 @@ class Solve:
         """
         zeros = np.zeros(latents.shape, np.float32)
         start = State(latents, *(zeros if x is None else x for x in (velocity, reference)))
-        if self.step_cache:
+        if self.reuse is not None:
             start = start._replace(reuse=self.reuse())
         state, done, before, evaluations = jax.device_put(start, self.sharding, may_alias=False), None, None, 0
         for steps in intervals:
