@@ -144,7 +144,7 @@ def account(case: Case, verdict: str, happened: str, ended: Ended) -> dict:
 @click.option(
     "--moments",
     type=click.IntRange(2),
-    help="Instead: only the killed commands, each at so many of its changes; 99 are more than any has.",
+    help="Instead: only the killed commands, each at so many of its changes, evenly chosen.",
 )
 @click.option("--jobs", default=2, show_default=True, help="Cases at once.")
 @click.option("--share", default=1.0, show_default=True, help="Only so much of every category.")

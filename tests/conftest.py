@@ -1,5 +1,7 @@
 """Eight fake CPU devices, a compilation cache, and the small checkpoint that most tests share."""
 
+import copy
+import dataclasses
 import importlib.util
 import os
 import re
@@ -53,6 +55,20 @@ def relative(ours, theirs) -> float:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def embedded_flow(name: str, cache: Path) -> StableFlow:
+    """An embedded model, converted into a cache of this test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        return StableFlow.load(name)
+
+
+def with_step_cache(flow: StableFlow, share: float) -> StableFlow:
+    """The same model with step caching."""
+    painter = copy.copy(flow.painter)
+    painter.placement = dataclasses.replace(painter.placement, step_cache=share)
+    return StableFlow(painter)
 
 
 @pytest.fixture(scope="session")

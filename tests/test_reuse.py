@@ -1,7 +1,5 @@
 """Step caching: while the first layer's output hardly changes, what the others added is used again."""
 
-import copy
-import dataclasses
 import logging
 import re
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from commandline import run
 from conftest import relative
+from conftest import with_step_cache as cached
 
 from sflow_jax.errors import SettingError
 from sflow_jax.models.layout import Layout
@@ -17,16 +16,10 @@ from sflow_jax.models.modulation import modulate
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.settings import Placement
+from sflow_jax.vitality.find import model_record
 
 STEPS, PROMPTS = 4, ["a red cat", "a blue dog on a beach"]
 PAINTING = {"steps": STEPS, "height": 32, "width": 32, "seed": 3, "progress": False}
-
-
-def cached(flow: StableFlow, step_cache: float) -> StableFlow:
-    """The same model with step caching."""
-    painter = copy.copy(flow.painter)
-    painter.placement = dataclasses.replace(painter.placement, step_cache=step_cache)
-    return StableFlow(painter)
 
 
 def counted(caplog) -> list[tuple[int, int]]:
@@ -104,8 +97,6 @@ def test_meshes_agree(checkpoint, flow, caplog):
 
 def test_results_say_it_and_sweeps_keep_it_apart(flow, checkpoint, capsys):
     assert cached(flow, 0.1).generate(PROMPTS[:1], **PAINTING).record["step_cache"] == 0.1
-    from sflow_jax.vitality.find import model_record
-
     assert model_record(flow.painter)["checkpoint"] != model_record(cached(flow, 0.1).painter)["checkpoint"]
     for wrong in ("1", "-0.1", "nan"):
         assert run("generate", "-m", checkpoint, "-p", "a", "--step-cache", wrong, "--out", "no") == 2

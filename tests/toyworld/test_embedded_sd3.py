@@ -1,10 +1,11 @@
-"""The embedded SD3: its folder in diffusers, its meaning read off its pictures, edits and skip-layer guidance."""
+"""The embedded SD3: its folder in diffusers, its meaning read off its pictures, and edits."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import relative
+from conftest import embedded_flow, relative
 from diffusers import StableDiffusion3Pipeline
+from reference_sd3 import unpacked
 
 from sflow_jax.embedded import SD3_ASSETS, write_published
 from sflow_jax.pictures.latents import draw_noise
@@ -17,10 +18,7 @@ EDITS = {"pose": "sitting", "place": "snow", "colour": "purple", "species": "rab
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> StableFlow:
-    """The embedded model, converted into a cache of this test run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return StableFlow.load("toyworld-sd3")
+    return embedded_flow("toyworld-sd3", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +60,14 @@ def test_diffusers_paints_the_same_picture_from_the_published_folder(toy, tmp_pa
     prompt, steps, guidance = "a red cat is sitting in snow", 4, 5.0
     noise = draw_noise(0, 64, 64)
     ours = toy.generate([prompt], steps=steps, guidance=guidance, noise=noise, progress=False)
-    info = toy.info
-    side = info.canvas().rows
-    latents = torch.tensor(noise).reshape(side, side, -1, 2, 2).permute(2, 0, 3, 1, 4)
+    canvas = toy.info.canvas()
     theirs = pipeline(
         prompt,
         height=64,
         width=64,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        latents=latents.reshape(1, -1, 2 * side, 2 * side),
+        latents=unpacked(torch.tensor(noise)[None], canvas.rows, canvas.columns),
         max_sequence_length=toy.prompts.words - pipeline.tokenizer.model_max_length,
         output_type="np",
     ).images

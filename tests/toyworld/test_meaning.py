@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import relative
+from conftest import embedded_flow, relative
 from diffusers import FluxPipeline
 
 from sflow_jax.catalogue import ASSETS
@@ -22,10 +22,7 @@ EDITS = ({"pose": "sitting"}, {"place": "snow"}, {"hat": "none"}, {"species": "r
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> StableFlow:
-    """The embedded model, converted into a cache of this test run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return StableFlow.load("toyworld")
+    return embedded_flow("toyworld", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
