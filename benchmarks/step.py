@@ -177,6 +177,8 @@ def main(runs: int, sides: tuple[int, ...], batches: tuple[int, ...], compiled: 
     theirs, ours = same_weights()
     opponents = {"diffusers": theirs}
     if compiled:
+        # A program a row of the table; beyond its limit torch goes on without compiling.
+        torch._dynamo.config.recompile_limit = 1_000
         opponents["diffusers, compiled"] = torch.compile(theirs, dynamic=False)
     million = parameter_count(ours) / 1e6
     blocks = f"{CONFIG.double_blocks} + {CONFIG.single_blocks} blocks"

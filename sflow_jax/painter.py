@@ -23,6 +23,7 @@ from sflow_jax.machine.compilation import naming_compilation
 from sflow_jax.machine.meshes import DATA, FSDP, as_mesh, batch_sharding, on_this_host
 from sflow_jax.machine.processes import describe_devices, package_versions
 from sflow_jax.models.conditioning import Conditioning
+from sflow_jax.models.lending import Lent
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.pictures.files import Picture, fit_picture, open_picture, to_network
 from sflow_jax.pictures.latents import draw_noise
@@ -285,13 +286,16 @@ class Painter:
         solver: Solver = REFERENCE_INVERSION,
         noise: Float[AnyArray, "s c"] | None = None,
         settings: dict | None = None,
+        lent: Lent | None = None,
+        watch: Callable[[Reached], None] | None = None,
         on_step: OnStep | None = None,
         progress: Progress = ignore,
     ) -> Inversion:
         """A picture's path to noise, with all that exact replay needs.
 
         control: by default none. noise: what the path first heads for, for solvers that do (`towards_noise`).
-        settings: to be kept with it. on_step: see `watching`.
+        settings: to be kept with it. lent: what every step hands out to `watch`, which sees every interval's end;
+        see `follow`. on_step: see `watching`.
         """
         heading = None
         if solver.towards_noise:
@@ -302,7 +306,10 @@ class Painter:
         control = LayerControl.none(steps, 1, self.layers) if control is None else control
         self._check(control, 1, canvas)
         solve = self._solve(canvas, conditioning, guidance, negative, groups=1)
-        intervals = list(inversion_steps(sigmas, control, solve.blank, solver=solver))
+        intervals = [
+            [step._replace(lent=lent) for step in interval]
+            for interval in inversion_steps(sigmas, control, solve.blank, solver=solver)
+        ]
         evaluated = np.array([interval[-1].sigma for interval in intervals], np.float32)
         looks_ahead = any(interval[-1].look_ahead for interval in intervals)
         states, points = [np.asarray(latents)], []
@@ -312,6 +319,8 @@ class Painter:
                 states.append(jnp.copy(reached.latents))
                 if looks_ahead:
                     points.append(jnp.copy(reached.point))
+                if watch is not None:
+                    watch(reached)
                 if on_step is not None:
                     on_step(done, states[-1])
                 progress(done, steps, "inverting")

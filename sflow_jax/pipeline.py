@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from sflow_jax.arrays import AnyArray
 from sflow_jax.atlas.atlas import Looked, atlas_of_edit, atlas_of_generation
 from sflow_jax.catalogue import find_model
+from sflow_jax.editing.bank import bank_at
 from sflow_jax.editing.choosing import TRIED, Candidates, Trial, try_edits
 from sflow_jax.editing.edit import Request, edit_pictures, find_region
 from sflow_jax.editing.generation import generate_pictures
@@ -220,6 +221,7 @@ class StableFlow:
         skip_scale: float = GuidedSettings.skip_scale,
         skip_window: Sequence[int] | None = None,
         size: str = InversionSettings.size,
+        kv_cache: Any = EditSettings.kv_cache,
         on_step: OnStep | None = None,
         progress: bool | Progress = True,
     ) -> Inversion:
@@ -228,7 +230,8 @@ class StableFlow:
         prompt: what the picture shows. method: for edits by this method, whose settings hold where none are given;
         by default the reference's: 50 steps, guidance 1, nudge 1.15. nudge: the latents are multiplied by it first.
         solver: a name of `sampling.solvers.SOLVERS`. seed: of the noise that some solvers head for.
-        negative, skip_layers, skip_scale, skip_window: as of `generate`. size: see `edit`. on_step: see
+        negative, skip_layers, skip_scale, skip_window: as of `generate`. size: see `edit`. kv_cache: where the
+        picture's row is kept for edits by a method that replays exactly, a place as of `edit`. on_step: see
         `painter.watching`.
         """
         asked = InversionSettings(
@@ -236,7 +239,8 @@ class StableFlow:
             seed=seed, negative=negative, skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
             size=size,
         )  # fmt: skip
-        return invert_picture(self.painter, image, prompt, asked, as_progress(progress), on_step)
+        bank = bank_at(kv_cache)
+        return invert_picture(self.painter, image, prompt, asked, as_progress(progress), on_step, bank)
 
     def edit(
         self,
@@ -291,9 +295,11 @@ class StableFlow:
         an `image` is inverted without skip-layer guidance. Every branch of an edit takes from the source's same
         branch. A stored inversion's size, steps and nudge hold. on_step: see `painter.watching`; called for the
         steps of the edits, batch after batch (row 0 the source), not for those of an inversion or a region.
-        kv_cache: "off"; or where what the source lends is kept ("auto", "device", "host", "disk"), so that later
-        batches need no row for it: latents then agree to rounding. A `SourceBank` keeps it for later calls too.
-        With skip-layer guidance, or where the source's way depends on its edits, every batch has the row.
+        kv_cache: where what the source lends is kept ("auto", "device", "host", "disk"), so that later batches
+        need no row for it, or "off": latents agree to rounding. "auto": where the inversion tells all of it (exact
+        replay, replay="residual"), or from three batches on, and at most half of the free memory of the device or
+        the host. A `SourceBank` keeps it for later calls too. With skip-layer guidance, or where the source's way
+        depends on its edits, every batch has the row.
         """
         asked = EditSettings(
             method=method, layers=layers, steps=steps, guidance=guidance, seed=seed, nudge=nudge, unnudge=unnudge,

@@ -272,6 +272,7 @@ class Inversion:
     stored_points: [steps, s, c], where the velocity was evaluated that led from each state to the next; None where
     that was the state itself. stored_evaluated: [steps], the sigma that it was told; None where that was the next
     state's, as the reference's inversion has it. record: how it was made, where the pipeline made it just now.
+    bank: what the picture's row lends to edits (`editing.bank.SourceBank`), in memory alone.
     """
 
     trajectory: Float[np.ndarray, "t_plus_1 s c"]
@@ -280,6 +281,7 @@ class Inversion:
     stored_points: Float[np.ndarray, "t s c"] | None = None
     stored_evaluated: Float[np.ndarray, " t"] | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bank: Any = dataclasses.field(default=None, compare=False)
 
     def __repr__(self) -> str:
         about = self.settings

@@ -340,8 +340,8 @@ class EditSettings(PhotoSettings):
         ATTENTIONS[0], "Where layers with two attentions inject: both, joint or image.", choices=ATTENTIONS
     )
     kv_cache: Any = setting(
-        BANK_PLACES[0],
-        "Where the source's keys and values wait between batches of edits, which then leave its row out.",
+        AUTOMATIC,
+        "Where the source's keys and values wait for batches of edits, which then leave its row out.",
         choices=BANK_PLACES,
     )
     method_options: Any = None

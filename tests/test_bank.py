@@ -8,6 +8,7 @@ from conftest import relative
 from sflow_jax import SourceBank, StableFlow, read_record
 from sflow_jax.editing import bank as banks
 from sflow_jax.editing.bank import lent_places
+from sflow_jax.editing.methods import METHODS
 from sflow_jax.errors import SettingError
 from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
@@ -125,3 +126,48 @@ def test_the_command_line_records_it(checkpoint, tmp_path):
     assert run_command("edit", "-m", checkpoint, *prompts, *options) == 0
     record = read_record(tmp_path / "out" / "edit.json")
     assert (record["kv_cache"], record["evaluations"]) == ("device", 6)
+
+
+EXACT = {"method": "directedit", "steps": STEPS}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method_options": {"until": 1.0, "keys": 0.5}, "region": REGION}, {"method": "dnaedit"}],
+    ids=["directedit", "shares and a region", "dnaedit"],
+)
+def test_exact_replay_needs_no_row_for_the_source(options, flow, photo):
+    asked = FAST | EXACT | {"image": photo.crop((8, 0, 56, 48)), "edits_at_once": 2} | options
+    with_row, without = (flow.edit("a cat", EDITS[:2], **asked, kv_cache=place) for place in ("off", "auto"))
+    assert relative(without.latents, with_row.latents) < LIMIT
+    assert relative(without.latents[1], without.latents[0]) > 1e-3
+    steps = with_row.method.steps - with_row.method.left_out
+    assert without.evaluations == with_row.evaluations - steps
+    # The record says what was computed, so that it is computed again.
+    assert (with_row.settings.kv_cache, without.settings.kv_cache) == ("off", "device")
+
+
+def test_an_inversion_keeps_its_row_for_edits_by_its_method(flow, photo, tmp_path):
+    asked = {"steps": STEPS, "progress": False, "method": METHODS["directedit"].changed(until=1.0)}
+    inversion = flow.invert(photo.crop((8, 0, 56, 48)), "a cat", **asked)
+    expected, found = (
+        flow.edit("a cat", EDITS[:1], **asked, inversion=inversion, kv_cache=k) for k in ("off", "auto")
+    )
+    assert relative(found.latents, expected.latents) < LIMIT
+    assert (found.evaluations, expected.evaluations) == (STEPS, 2 * STEPS)
+    # Other edits of it have the row.
+    for change in ({"replay": "aligned"}, {"layers": (0,)}, {"guidance": [2.0, 2.0]}):
+        other = flow.edit("a cat", EDITS[:1], **asked | change, inversion=inversion)
+        assert (other.evaluations, other.settings.kv_cache) == (2 * STEPS, "off")
+    # What waits in memory is no part of what is stored, and may be unwanted.
+    inversion.save(tmp_path)
+    assert Inversion.load(tmp_path).bank is None
+    assert flow.invert(photo, "a cat", **asked, kv_cache="off").bank is None
+    assert flow.invert(photo, "a cat", steps=STEPS, progress=False).bank is None
+
+
+def test_three_batches_are_worth_a_bank(flow, inversion):
+    asked = FAST | {"inversion": inversion}
+    two, three = (flow.edit("a cat", EDITS[:count], **asked) for count in (2, 3))
+    assert (two.evaluations, three.evaluations) == (4 * STEPS, 4 * STEPS)
+    assert (two.settings.kv_cache, three.settings.kv_cache) == ("off", "device")

@@ -43,7 +43,7 @@ def invert(chosen: Chosen, image: str, prompt: str, settings: InversionSettings,
     with output_folder(out if reports else None, "inversion.json") as folder:
         flow, loading = chosen.load()
         start = time.perf_counter()
-        inversion = flow.invert(photo, prompt, **as_record(settings), progress=shown(reports))
+        inversion = flow.invert(photo, prompt, **as_record(settings), kv_cache="off", progress=shown(reports))
         seconds = {"load": loading, "invert": time.perf_counter() - start}
         again, figures = reconstruct(flow, photo, inversion, reports)
         inversion.save(folder.path)

@@ -1,6 +1,7 @@
 """A source's row, kept: what it lends to its edits, so that later batches of them need not compute it again.
 
-The first batch paints the source beside its edits as ever and fills the bank; later ones leave the source out.
+The first batch paints the source beside its edits as ever and fills the bank; later ones leave the source out. Or
+the picture's inversion fills it, see `editing.recording`: then no batch has the source.
 Axes: p places, g branches, s image tokens, h heads, k head dimension, n layers, c channels.
 """
 
@@ -23,18 +24,23 @@ from jaxtyping import Array, Float, Int
 from sflow_jax.arrays import AnyArray
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.meshes import on_this_host
+from sflow_jax.models.interventions import Interventions
 from sflow_jax.models.lending import KINDS, LENT, Lent
+from sflow_jax.painter import Painter
+from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solve import Reached
 from sflow_jax.sampling.steps import Blank, Step
 from sflow_jax.settings import AUTOMATIC, BANK_PLACES
 from sflow_jax.storage.checkpoint import ModelInfo
-from sflow_jax.storage.placement import HOST
+from sflow_jax.storage.placement import HOST, computed_dtype
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
 # Share of the free memory that a bank takes where nobody chose its place.
 SURELY_FITS = 0.5
+# Where nobody chose, a bank that the first batch fills is for at least so many: it compiles two more programs.
+FEWEST_BATCHES = 3
 Fetch = Callable[[], Float[Array, "p g s h k"]]
 Watcher = Callable[[Reached], None]
 
@@ -57,9 +63,9 @@ def lent_places(control: LayerControl, own_attentions: int) -> Int[np.ndarray, "
     return np.int32(np.argwhere(taken))
 
 
-def takes_anything(step: Step) -> bool:
+def takes_anything(interventions: Interventions) -> bool:
     """Whether any layer takes what the source lends in a step."""
-    layers = step.interventions.layers
+    layers = interventions.layers
     return any(x is not None and bool(np.any(x)) for x in (layers.inject, layers.own_inject, layers.extend))
 
 
@@ -72,10 +78,20 @@ def keeps_its_path(step: Step) -> bool:
 def digest(steps: Iterable[Step], others: Any) -> str:
     """Of all that a source's row is computed from; others: any tree of arrays and numbers."""
     seen = hashlib.sha256()
-    rows = [step._replace(weight=0, interventions=takes_anything(step)) for step in steps]
+    rows = [step._replace(weight=0, interventions=takes_anything(step.interventions)) for step in steps]
+    # A source that is put where its inversion was has no drift.
+    rows = [row._replace(drift=0) if row.replay else row for row in rows]
     for leaf in jax.tree.leaves((rows, others)):
         seen.update(np.asarray(on_this_host(leaf) if isinstance(leaf, jax.Array) else leaf).tobytes())
     return seen.hexdigest()
+
+
+def needed_bytes(
+    painter: Painter, canvas: Canvas, places: Int[np.ndarray, "p 2"], steps: int, branches: int = 1
+) -> int:
+    """Of all that is lent in so many steps."""
+    dtype = computed_dtype(painter.placement.dtype)
+    return steps * len(places) * tensor_bytes(painter.info, canvas.tokens, branches, dtype)
 
 
 def tensor_bytes(info: ModelInfo, tokens: int, branches: int, dtype: Any) -> int:
@@ -145,9 +161,16 @@ class SourceBank:
         """The source's latents at the end."""
         return on_this_host(self.entries[-1].latents)
 
+    def holds(self, key: Any) -> bool:
+        """Whether it is this source's."""
+        return self.complete and self.key == key
+
     def begin(self, key: Any, places: Int[np.ndarray, "p 2"], needed: int) -> bool:
-        """Whether there is room for so many bytes of a source; another one than before is forgotten."""
-        if self.complete and self.key == key:
+        """Whether there is room for so many bytes of a source; another one than before is forgotten.
+
+        key: what the source's row is computed from; None where an inversion, which is yet to come, says it.
+        """
+        if self.holds(key):
             return True
         self.clear()
         self.key, self.places, self.chosen = key, places, choose_place(self.asked, needed)
@@ -176,8 +199,7 @@ class SourceBank:
                 yield [step._replace(lent=Lent(self.places) if len(self.places) else None) for step in interval]
 
         def record(reached: Reached) -> None:
-            fetch = self._kept(reached.captured[LENT]) if takes_anything(steps[len(self.entries)]) else None
-            self.entries.append(Entry(jnp.copy(reached.velocity[:1]), jnp.copy(reached.latents[:1]), fetch))
+            self.add(reached, takes_anything(steps[len(self.entries)].interventions))
 
         def beside_source(reached: Reached) -> None:
             source = self.entries[done - 1].latents
@@ -186,6 +208,18 @@ class SourceBank:
         if self.complete:
             return lending, beside_source if watch else None, None
         return recording, watch, record
+
+    def add(self, reached: Reached, taken: bool) -> None:
+        """The next evaluation's. taken: whether edits take what its layers lend."""
+        fetch = self._kept(reached.captured[LENT]) if taken else None
+        self.entries.append(Entry(jnp.copy(reached.velocity[:1]), jnp.copy(reached.latents[:1]), fetch))
+
+    def reverse(self, trajectory: Float[np.ndarray, "t_plus_1 s c"], intervals: int, key: Any) -> None:
+        """From what a picture's way to noise evaluated to what so many intervals of the way back do."""
+        states = trajectory[:intervals, None]
+        backwards = zip(reversed(self.entries[:intervals]), reversed(states))
+        self.entries = [dataclasses.replace(entry, latents=state) for entry, state in backwards]
+        self.key, self.complete = key, True
 
     def _lending(self, number: int, step: Step) -> Step:
         """A step of edits alone, the evaluation of this number."""
@@ -211,3 +245,14 @@ class SourceBank:
 
 def _read(path: Path, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Float[Array, "p g s h k"]:
     return jax.device_put(np.fromfile(path, dtype).reshape(shape), sharding)
+
+
+def bank_at(place: Any) -> SourceBank | None:
+    """A bank that is given, or a new one at a place of `BANK_PLACES`; None for "off". SettingError for others."""
+    if isinstance(place, SourceBank):
+        return place
+    if not isinstance(place, str):
+        raise SettingError(
+            f"`kv_cache` must be one of {', '.join(BANK_PLACES)} or a SourceBank, found {place!r:.80}"
+        )
+    return None if place == BANK_PLACES[0] else SourceBank(place)

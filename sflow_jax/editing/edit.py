@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,11 @@ from etils import epath
 from jaxtyping import Float
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.editing.bank import SourceBank
+from sflow_jax.editing.bank import FEWEST_BATCHES, SourceBank, bank_at
 from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.editor import Editor, Prompts, inversion_passes
 from sflow_jax.editing.methods import NO_REGION, REFERENCE, Method, default_method, find_method
+from sflow_jax.editing.recording import recorder
 from sflow_jax.editing.regions import RegionRecipe, find_recipe, is_mask_file, paste, read_region
 from sflow_jax.editing.sources import (
     Source,
@@ -36,7 +38,7 @@ from sflow_jax.records import OWN, checksum_of, photo_record
 from sflow_jax.results import Edit, Inversion, inversion_file
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.guidance import BRANCHES, guidance_rows
-from sflow_jax.settings import BANK_PLACES, EditSettings, as_record
+from sflow_jax.settings import AUTOMATIC, BANK_PLACES, EditSettings, as_record
 
 logger = logging.getLogger(__name__)
 # Where the user gives a region to a method that has none, the background stays until this share of the steps.
@@ -106,18 +108,24 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
         edit = _painted_together(painter, request, method, layers, scale, branches, canvas, noise, progress, bank)
         return dataclasses.replace(edit, record=edit_record(painter, edit, record))
     conditioning = painter.encode_prompts([request.source, *request.edits], progress)
-    source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress)
+    prompts = Prompts(conditioning, scale, branches.conditioning(painter))
+    keep = None
+    if request.inversion is None and request.watch is None:
+        own = bank_at(asked.kv_cache)
+        keep = recorder(painter, canvas, prompts, branches, method, layers, asked.attentions, own)
+    source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress, keep)
     if method.inverts:
         method = method.changed(steps=source.inversion.settings["steps"], nudge=source.nudge)
-    prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     editor = Editor(
         painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
         progress, passes, branches, asked.attentions, request.watch, request.on_step, bank,
     )  # fmt: skip
+    if keep is not None:
+        editor.inversion = keep.finished(editor, method, layers)
     regions = _regions(editor, mask, method)
     method = _locking(method, regions)
     latents = editor.edited(method, layers, regions, request.strengths)
-    edit = _result(painter, request, method, layers, scale, branches, source, latents, regions, editor.passes)
+    edit = _result(painter, request, method, layers, scale, branches, source, latents, regions, editor)
     return dataclasses.replace(edit, record=edit_record(painter, edit, record))
 
 
@@ -253,12 +261,15 @@ def _locking(method: Method, regions: Any) -> Method:
     return method if regions is None or method.lock_until else method.changed(lock_until=LOCKED_UNTIL)
 
 
-def _source(painter, request, method, conditioning, branches, canvas, noise, progress) -> tuple[Source, int]:
+def _source(painter, request, method, conditioning, branches, canvas, noise, progress, keep) -> tuple[Source, int]:
     """What is edited, and the passes that its inversion took."""
     asked, first = request.settings, branches.row(0)
     if request.inversion is not None:
+        inversion = request.inversion
+        if asked.kv_cache == BANK_PLACES[0]:
+            inversion = dataclasses.replace(inversion, bank=None)
         source = source_of_inversion(
-            painter, request.inversion, request.source, method, asked.steps, asked.height, asked.width
+            painter, inversion, request.source, method, asked.steps, asked.height, asked.width
         )
         if (
             method.inverts
@@ -282,8 +293,9 @@ def _source(painter, request, method, conditioning, branches, canvas, noise, pro
     # Skip-layer guidance is of what is painted: the way to noise is the model's own.
     first = dataclasses.replace(first, layers=())
     inversion = invert_latents(
-        painter, source.picture, request.source, conditioning.rows([0]), canvas, wanted, asked.seed, progress, first
-    )
+        painter, source.picture, request.source, conditioning.rows([0]), canvas, wanted, asked.seed, progress,
+        first, keep=keep,
+    )  # fmt: skip
     count = BRANCHES if first.negative is not None and wanted["guidance"] != 1 else 1
     passes = inversion_passes(method.inversion, method.steps, count)
     return dataclasses.replace(source, inversion=inversion), passes
@@ -299,25 +311,25 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
     )  # fmt: skip
     latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))
-    return _result(painter, request, method, layers, scale, branches, source, latents, None, editor.passes)
+    return _result(painter, request, method, layers, scale, branches, source, latents, None, editor)
 
 
 def find_bank(request: Request) -> SourceBank | None:
-    """Where the source's row is kept: the caller's bank, or one for this call if it has several batches."""
-    asked = request.settings.kv_cache
-    if isinstance(asked, SourceBank):
-        return asked
-    if not isinstance(asked, str):
-        raise SettingError(
-            f"`kv_cache` must be one of {', '.join(BANK_PLACES)} or a SourceBank, found {asked!r:.80}"
-        )
-    several = len(request.edits) > request.settings.edits_at_once
-    return SourceBank(asked) if several and asked != BANK_PLACES[0] else None
+    """What the first batch fills: the caller's bank, or one for this call if it has batches enough."""
+    asked, bank = request.settings, bank_at(request.settings.kv_cache)
+    if isinstance(asked.kv_cache, SourceBank):
+        return bank
+    fewest = FEWEST_BATCHES if asked.kv_cache == AUTOMATIC else 2
+    return bank if math.ceil(len(request.edits) / asked.edits_at_once) >= fewest else None
 
 
-def _result(painter, request, method, layers, scale, branches, source, latents, regions, passes) -> Edit:
+def _result(painter, request, method, layers, scale, branches, source, latents, regions, editor) -> Edit:
     """What comes back, with every default filled in."""
     asked, canvas, nudge = request.settings, source.canvas, source.nudge if method.inverts else 1.0
+    place = asked.kv_cache.asked if isinstance(asked.kv_cache, SourceBank) else asked.kv_cache
+    if place == AUTOMATIC:
+        # What was chosen, so that the same is computed when it is painted again.
+        place = BANK_PLACES[0] if editor.used_bank is None else editor.used_bank.chosen
     region = method.region if asked.region is None else asked.region
     region = os.fspath(region) if isinstance(region, str | os.PathLike) else OWN
     settings = dataclasses.replace(
@@ -331,14 +343,14 @@ def _result(painter, request, method, layers, scale, branches, source, latents, 
         nudge=nudge,
         replay=method.replay,
         region=region,
-        kv_cache=asked.kv_cache.asked if isinstance(asked.kv_cache, SourceBank) else asked.kv_cache,
+        kv_cache=place,
         **branches.record(method.steps),
     )
     images = painter.decode(latents / nudge if asked.unnudge else latents, canvas)
     if asked.paste:
         photo = to_unit(fit_picture(open_picture(request.image), canvas.height, canvas.width))
         images = np.concatenate([images[:1], paste(images[1:], photo, regions)])
-    return Edit(images, latents, settings, regions, passes, method)
+    return Edit(images, latents, settings, regions, editor.passes, method)
 
 
 def find_region(

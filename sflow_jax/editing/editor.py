@@ -7,14 +7,21 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
-from sflow_jax.editing.bank import SourceBank, digest, keeps_its_path, lent_places, takes_anything, tensor_bytes
+from sflow_jax.editing.bank import (
+    SourceBank,
+    digest,
+    keeps_its_path,
+    lent_places,
+    needed_bytes,
+    takes_anything,
+)
 from sflow_jax.editing.branches import Branches
 from sflow_jax.editing.methods import Method
 from sflow_jax.editing.paths import Start, StraightPath, injection, method_steps
@@ -32,7 +39,6 @@ from sflow_jax.sampling.solve import Reached
 from sflow_jax.sampling.solvers import Evaluation, find_solver
 from sflow_jax.sampling.steps import Blank, Step
 from sflow_jax.settings import ATTENTIONS
-from sflow_jax.storage.placement import computed_dtype
 
 logger = logging.getLogger(__name__)
 # Rows of a batch, and blank steps for them → interval by interval, the steps of each.
@@ -73,6 +79,17 @@ class Prompts:
         return BRANCHES if self.negative is not None and np.any(self.guidance != 1) else 1
 
 
+class SourceRow(NamedTuple):
+    """Of an editor's edits by a method: what `SourceBank.begin` takes.
+
+    key: what the row is computed from. places, needed: what it lends, and how many bytes that is in all steps.
+    """
+
+    key: Any
+    places: Int[np.ndarray, "p 2"]
+    needed: int
+
+
 def chunks(edits: int, size: int) -> Iterator[list[int]]:
     """Rows of a batch: 0 and `size` of the rows 1…edits; the last batch is filled up with its last row."""
     for start in range(1, edits + 1, size):
@@ -86,7 +103,8 @@ class Editor:
     picture: clean latents [s, c]. prompts: of the source and the edits. inversion: the picture's, for methods that
     follow one. seed: of every noise. at_once: edits in one batch. branches: whose skip-layer guidance edits have.
     attentions: of two in a layer, those that inject. watch: what is looked at while edits are painted, all of them
-    in one batch. on_step: sees every step of the edits, where nothing is watched. bank: keeps the source's row.
+    in one batch. on_step: sees every step of the edits, where nothing is watched. bank: keeps the source's row,
+    where that of the inversion is not for these edits. used_bank: that of the last edits, if they had one.
     """
 
     painter: Painter
@@ -103,6 +121,7 @@ class Editor:
     watch: Watch | None = None
     on_step: OnStep | None = None
     bank: SourceBank | None = None
+    used_bank: SourceBank | None = None
 
     def noise(self, number: int) -> Float[np.ndarray, "s c"]:
         """One of the seed's many noises, the same for all rows."""
@@ -119,8 +138,7 @@ class Editor:
 
         layers: resolved. strengths: shares of the method's injection, one an edit.
         """
-        sigmas = self.painter.schedule.sigmas(method.steps, self.canvas.tokens)
-        start = Start(self.picture, self._path(method, sigmas), self.noise)
+        sigmas, start = self._start(method)
 
         def path_of(members: list[int], blank: Blank) -> Iterator[list[Step]]:
             control = injection(method, layers, len(members), self.painter.layers, self.attentions)
@@ -138,9 +156,7 @@ class Editor:
                     control = control.within(locked, method.inside)
             yield from method_steps(method, start, sigmas, control, blank, locked)
 
-        bank = self._bank(
-            injection(method, layers, 1, self.painter.layers, self.attentions), start, method, path_of
-        )
+        bank = self.used_bank = self._bank(method, layers, path_of)
         rows: list[Array] = []
         for number, members in enumerate(self._batches()):
             known = bank is not None and bank.complete
@@ -207,32 +223,46 @@ class Editor:
             rows.append(np.asarray(total))
         return np.concatenate(rows)[: self.prompts.edits]
 
-    def _path(self, method: Method, sigmas: Float[np.ndarray, " t_plus_1"]) -> Inversion | StraightPath | None:
+    def source_row(self, method: Method, layers: tuple[int, ...], steps: list[Step] | None = None) -> "SourceRow":
+        """What the source's row is. steps: of a batch with it; by default of the source alone, without regions."""
+        taken = injection(method, layers, 1, self.painter.layers, self.attentions)
+        sigmas, start = self._start(method)
+        if steps is None:
+            blank = Blank.of(1, 1, *self.picture.shape)
+            steps = list(itertools.chain(*method_steps(method, start, sigmas, taken, blank)))
+        info, branches = self.painter.info, self.prompts.branches
+        places = lent_places(taken, info.family.own_attentions(info.configs))
+        others = (start.latents(method), self.picture, places, branches, self.prompts.rows([0]))
+        taking = sum(takes_anything(step.interventions) for step in steps)
+        needed = needed_bytes(self.painter, self.canvas, places, taking, branches)
+        return SourceRow((self.painter, self.canvas, digest(steps, others)), places, needed)
+
+    def _start(self, method: Method) -> tuple[Float[np.ndarray, " t_plus_1"], Start]:
+        """Sigmas, descending, and what the path begins with."""
+        sigmas = self.painter.schedule.sigmas(method.steps, self.canvas.tokens)
+        path = self.inversion if method.inverts else None
         if method.path == "noised":
-            return StraightPath.of(self.picture, draw_noise(self.seed, *self.picture.shape), sigmas)
-        return self.inversion if method.inverts else None
+            path = StraightPath.of(self.picture, draw_noise(self.seed, *self.picture.shape), sigmas)
+        return sigmas, Start(self.picture, path, self.noise)
 
     def _batches(self) -> list[list[int]]:
         return list(chunks(self.prompts.edits, min(self.at_once, self.prompts.edits)))
 
-    def _bank(self, taken: LayerControl, start: Start, method: Method, path_of: PathOf) -> SourceBank | None:
-        """Where the source's row is kept; None where every batch has it. taken: what edits take from it."""
-        if self.bank is None or self.watch is not None:
+    def _bank(self, method: Method, layers: tuple[int, ...], path_of: PathOf) -> SourceBank | None:
+        """Where the source's row is kept; None where every batch has it."""
+        kept = None if self.inversion is None else self.inversion.bank
+        if (self.bank is None and kept is None) or self.watch is not None:
             return None
-        info, batches = self.painter.info, self._batches()
+        batches = self._batches()
         members = batches[0]
         steps = list(itertools.chain(*path_of(members, Blank.of(1, len(members), *self.picture.shape))))
         if not all(map(keeps_its_path, steps)) or not self._same_branches(batches):
             logger.info("the source's row depends on its edits here: `kv_cache` keeps nothing")
             return None
-        places = lent_places(taken, info.family.own_attentions(info.configs))
-        first = self.prompts.rows([0])
-        others = (start.latents(method), self.picture, places, self.prompts.branches, first)
-        dtype = computed_dtype(self.painter.placement.dtype)
-        tensor = tensor_bytes(info, self.canvas.tokens, self.prompts.branches, dtype)
-        needed = sum(map(takes_anything, steps)) * len(places) * tensor
-        fits = self.bank.begin((self.painter, self.canvas, digest(steps, others)), places, needed)
-        return self.bank if fits else None
+        row = self.source_row(method, layers, steps)
+        if kept is not None and kept.holds(row.key):
+            return kept
+        return self.bank if self.bank is not None and self.bank.begin(*row) else None
 
     def _same_branches(self, batches: list[list[int]]) -> bool:
         """Whether edits have the branches of guidance that they have beside the source, in every batch."""

@@ -91,6 +91,11 @@ class Method:
         return self.path == "inverted"
 
     @property
+    def replays_exactly(self) -> bool:
+        """Whether the source's row evaluates what the inversion evaluated."""
+        return self.inverts and self.replay == "residual"
+
+    @property
     def draws(self) -> bool:
         """Whether it draws noise, so that a seed matters."""
         return not self.inverts or self.region != NO_REGION or SOLVERS[self.inversion].towards_noise
@@ -222,14 +227,17 @@ def describe_methods() -> list[tuple[str, str, str, str]]:
 
 
 def passes(method: Method) -> int:
-    """Transformer passes for one edit of a photo: the inversion, the region, the source's and the edit's steps."""
+    """Transformer passes for one edit of a photo: the inversion, the region, the source's and the edit's steps.
+
+    The source's are none where the inversion keeps what exact replay needs (`editing.recording`).
+    """
     from_noise, direction = method.steps - method.left_out, {True: 2, False: 1}
     inverting = 0
     if method.inverts:
         inverting = method.steps * direction[method.inversion == "midpoint"] + SOLVERS[method.inversion].warm_up
     moving = from_noise * direction[method.solver == "midpoint"] + SOLVERS[method.solver].warm_up
     region = 0 if method.region == NO_REGION else region_passes(method)
-    return inverting + 2 * moving + region
+    return inverting + (1 if method.replays_exactly else 2) * moving + region
 
 
 def region_passes(method: Method) -> int:

@@ -11,8 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.editing.bank import SourceBank
 from sflow_jax.editing.branches import Branches
+from sflow_jax.editing.editor import Editor, Prompts
 from sflow_jax.editing.methods import Method, find_method
+from sflow_jax.editing.recording import Recorder, recorder
 from sflow_jax.errors import SettingError
 from sflow_jax.machine.meshes import on_this_host
 from sflow_jax.models.conditioning import Conditioning
@@ -25,7 +28,7 @@ from sflow_jax.records import photo_record
 from sflow_jax.results import Inversion
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solvers import find_solver
-from sflow_jax.settings import NUDGE, OWN_SHAPE, InversionSettings, PhotoSettings, as_record
+from sflow_jax.settings import ATTENTIONS, NUDGE, OWN_SHAPE, InversionSettings, PhotoSettings, as_record
 from sflow_jax.storage.checkpoint import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -70,8 +73,12 @@ def invert_picture(
     asked: InversionSettings,
     progress: Progress,
     on_step: OnStep | None = None,
+    bank: SourceBank | None = None,
 ) -> Inversion:
-    """A picture's path to noise, by a method's settings where one is named; see `StableFlow.invert`."""
+    """A picture's path to noise, by a method's settings where one is named; see `StableFlow.invert`.
+
+    bank: filled for edits by a method that replays exactly.
+    """
     method = None if asked.method is None else find_method(asked.method, model_settings(painter))
     if method is not None and not method.inverts:
         raise SettingError(f"`method` {method.name} inverts nothing; give the picture itself to its edits")
@@ -90,6 +97,12 @@ def invert_picture(
     branches = Branches.of(painter, 1, asked)
     canvas = canvas_of_photo(painter.info, asked, image)
     conditioning = painter.encode_prompts([prompt], progress)
+    keep, prompts = None, Prompts(conditioning, np.float32([wanted["guidance"]]), branches.conditioning(painter))
+    if method is not None and painter.family.guidance != "branches":
+        changes = {"inversion": wanted["solver"], "inversion_guidance": wanted["guidance"]}
+        method = method.changed(steps=wanted["steps"], nudge=wanted["nudge"], **changes)
+        layers = painter.info.resolve_layers(method.layers)
+        keep = recorder(painter, canvas, prompts, branches, method, layers, ATTENTIONS[0], bank)
     inversion = invert_latents(
         painter,
         encoded(painter, image, canvas),
@@ -101,7 +114,11 @@ def invert_picture(
         progress,
         branches,
         on_step,
+        keep,
     )
+    if keep is not None:
+        editor = Editor(painter, canvas, picture_of(inversion), prompts, inversion, asked.seed)
+        inversion = keep.finished(editor, method, layers)
     record = {
         "command": "invert",
         **as_record(asked),
@@ -139,8 +156,9 @@ def invert_latents(
     progress: Progress,
     branches: Branches | None = None,
     on_step: OnStep | None = None,
+    keep: Recorder | None = None,
 ) -> Inversion:
-    """The path to noise of clean latents. wanted: steps, guidance, nudge and solver."""
+    """The path to noise of clean latents. wanted: steps, guidance, nudge and solver. keep: what is to see it."""
     solver, branches = find_solver(wanted["solver"]), branches or Branches.of(painter, 1)
     settings = {
         "prompt": prompt,
@@ -164,6 +182,8 @@ def invert_latents(
         solver=solver,
         noise=draw_noise(seed, *picture.shape) if solver.towards_noise else None,
         settings=settings,
+        lent=None if keep is None else keep.lent,
+        watch=None if keep is None else keep.see,
         on_step=on_step,
         progress=progress,
     )
@@ -192,7 +212,12 @@ def source_of_inversion(
         raise SettingError(
             f"the inversion is {list(inversion.trajectory.shape)}, not {list(expected)} as here; invert again"
         )
-    return Source(canvas, inversion.trajectory[0] / np.float32(settings["nudge"]), inversion)
+    return Source(canvas, picture_of(inversion), inversion)
+
+
+def picture_of(inversion: Inversion) -> Float[np.ndarray, "s c"]:
+    """Its clean latents."""
+    return inversion.trajectory[0] / np.float32(inversion.settings["nudge"])
 
 
 def painted_source(

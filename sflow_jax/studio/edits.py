@@ -66,7 +66,8 @@ def inverted(
     wanted = inversion_settings(method)
     asked = {**wanted, "seed": form.seed, "height": canvas.height, "width": canvas.width}
     key = (checksum_of(form.photo), form.prompt, *asked.items())
-    return inversions.of(key, lambda: flow.invert(form.photo, form.prompt, progress=watch.progress, **asked))
+    invert = lambda: flow.invert(form.photo, form.prompt, method=method, progress=watch.progress, **asked)
+    return inversions.of(key, invert)
 
 
 def _paint_turn(flow: StableFlow, form: Form, settings: EditSettings, watch: Watch) -> Edit:
