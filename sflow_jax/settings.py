@@ -273,12 +273,11 @@ class PhotoSettings(GuidedSettings):
 class InversionSettings(PhotoSettings):
     """Of `invert`. solver: a name of `sampling.solvers.SOLVERS`. nudge: the latents are multiplied by it first.
 
-    method: what is not set, is as this editing method inverts (its name, or a `Method`). seed: of the noise that some solvers head for.
+    method: what is not set, is as this editing method inverts; its name, or a `Method`. seed: of the noise that
+    some solvers head for.
     """
 
-    method: Any = setting(
-        None, "For edits by this method (see sflow edit --list-methods).", unset="reference"
-    )
+    method: Any = setting(None, "For edits by this method (see sflow edit --list-methods).", unset="reference")
     steps: int | None = setting(
         None, "Steps of the solver.", kind=int, unset="the method's; reference: {real_steps}"
     )
