@@ -239,7 +239,7 @@ class StableFlow:
             seed=seed, negative=negative, skip_layers=skip_layers, skip_scale=skip_scale, skip_window=skip_window,
             size=size,
         )  # fmt: skip
-        bank = bank_at(kv_cache)
+        bank = bank_at(kv_cache, self.painter.placement)
         return invert_picture(self.painter, image, prompt, asked, as_progress(progress), on_step, bank)
 
     def edit(

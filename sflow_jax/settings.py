@@ -296,6 +296,15 @@ class InversionSettings(PhotoSettings):
         check_nudge(self.nudge)
 
 
+def check_bank(place: Any, placement: Placement) -> None:
+    """SettingError where the model is placed so that a bank asked for, by a name of `BANK_PLACES`, can keep nothing."""
+    if placement.step_cache and place not in BANK_PLACES[:2]:
+        raise SettingError(
+            "`kv_cache` and `step_cache` do not go together, since layers that are left out lend nothing: "
+            "leave one of them out"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditSettings(PhotoSettings):
     """Of `edit`. None is the method's.

@@ -10,6 +10,7 @@ from commandline import run
 from conftest import relative
 from conftest import with_step_cache as cached
 
+from sflow_jax.editing.bank import SourceBank
 from sflow_jax.errors import SettingError
 from sflow_jax.models.layout import Layout
 from sflow_jax.models.modulation import modulate
@@ -103,3 +104,16 @@ def test_results_say_it_and_sweeps_keep_it_apart(flow, checkpoint, capsys):
         assert "--step-cache must be" in capsys.readouterr().err
     with pytest.raises(SettingError, match="step_cache must be at least 0 and less than 1"):
         Placement(step_cache=2.0)
+
+
+def test_layers_that_are_left_out_lend_nothing_to_a_bank(flow, checkpoint, tmp_path, capsys):
+    asked = {"steps": STEPS, "edits_at_once": 1, "height": 32, "width": 32, "progress": False}
+    shortened = cached(flow, 0.99)
+    edit = shortened.edit("a cat", ["a dog", "a hat", "snow"], **asked)
+    # Every batch has the source's row.
+    assert (edit.settings.kv_cache, edit.evaluations) == ("off", 6 * STEPS)
+    with pytest.raises(SettingError, match="step_cache"):
+        shortened.edit("a cat", ["a dog"], **asked, kv_cache=SourceBank("host"))
+    options = ("-p", "a cat", "-e", "a dog", "--step-cache", 0.1, "--kv-cache", "host", "-o", tmp_path / "out")
+    assert run("edit", "-m", checkpoint, *options) == 2
+    assert "--step-cache" in capsys.readouterr().err and not (tmp_path / "out").exists()

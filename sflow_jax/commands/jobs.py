@@ -30,7 +30,7 @@ from sflow_jax.commands.output import say, shown
 from sflow_jax.commands.repeat import SOURCES, explicit
 from sflow_jax.commands.sources import ChosenSource, open_source
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import EditSettings, Placement, as_record, check_prompts
+from sflow_jax.settings import EditSettings, Placement, as_record, check_bank, check_prompts
 
 if TYPE_CHECKING:
     from etils import epath
@@ -98,6 +98,7 @@ class Job:
             "model_digest": info.digest,
             "dtype": chosen.placement.dtype,
             "quantisation": chosen.placement.quantisation,
+            "step_cache": chosen.placement.step_cache,
         }
         return json.loads(to_compact_json(wanted))
 
@@ -126,6 +127,7 @@ def run_jobs(chosen: Chosen, jobs: list[Job], out: str) -> None:
     waiting = []
     for job in jobs:
         with job.named():
+            check_bank(job.settings.kv_cache, chosen.placement)
             request = job.request(job.check(info), chosen, info)
             if not is_finished(epath.Path(out) / job.name, request):
                 waiting.append((job, request))

@@ -16,7 +16,7 @@ from sflow_jax.commands.repeat import explicit, recorded, recorded_settings
 from sflow_jax.errors import SettingError
 from sflow_jax.families.defaults import default_texts
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import PaintingSettings, Placement
+from sflow_jax.settings import EditSettings, PaintingSettings, Placement, check_bank
 
 if TYPE_CHECKING:
     from sflow_jax.pipeline import StableFlow
@@ -127,6 +127,8 @@ class Chosen:
 
         _, info = find_model(self.model)
         info.check(settings)
+        if isinstance(settings, EditSettings):
+            check_bank(settings.kv_cache, self.placement)
         return info
 
     def load(self, *, alone: bool = False) -> "tuple[StableFlow, float]":

@@ -31,7 +31,7 @@ from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import LayerControl
 from sflow_jax.sampling.solve import Reached
 from sflow_jax.sampling.steps import Blank, Step
-from sflow_jax.settings import AUTOMATIC, BANK_PLACES
+from sflow_jax.settings import AUTOMATIC, BANK_PLACES, Placement, check_bank
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.placement import HOST, computed_dtype
 
@@ -247,12 +247,14 @@ def _read(path: Path, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Floa
     return jax.device_put(np.fromfile(path, dtype).reshape(shape), sharding)
 
 
-def bank_at(place: Any) -> SourceBank | None:
+def bank_at(place: Any, placement: Placement) -> SourceBank | None:
     """A bank that is given, or a new one at a place of `BANK_PLACES`; None for "off". SettingError for others."""
-    if isinstance(place, SourceBank):
-        return place
-    if not isinstance(place, str):
+    if not isinstance(place, str | SourceBank):
         raise SettingError(
             f"`kv_cache` must be one of {', '.join(BANK_PLACES)} or a SourceBank, found {place!r:.80}"
         )
-    return None if place == BANK_PLACES[0] else SourceBank(place)
+    check_bank(place, placement)
+    if isinstance(place, SourceBank):
+        return place
+    unwanted = place == BANK_PLACES[0] or placement.step_cache
+    return None if unwanted else SourceBank(place)

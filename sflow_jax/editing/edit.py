@@ -94,7 +94,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     """Edits of one source; see `StableFlow.edit`."""
     record = source_record(request)
     request = request.loaded()
-    asked, bank = request.settings, find_bank(request)
+    asked, bank = request.settings, find_bank(painter, request)
     method = choose_method(painter, request)
     layers = painter.info.resolve_layers(method.layers)
     scale, branches = guidance_of(method, asked.guidance, request.batch), Branches.of(painter, request.batch, asked)
@@ -111,7 +111,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     keep = None
     if request.inversion is None and request.watch is None:
-        own = bank_at(asked.kv_cache)
+        own = bank_at(asked.kv_cache, painter.placement)
         keep = recorder(painter, canvas, prompts, branches, method, layers, asked.attentions, own)
     source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress, keep)
     if method.inverts:
@@ -314,9 +314,9 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
     return _result(painter, request, method, layers, scale, branches, source, latents, None, editor)
 
 
-def find_bank(request: Request) -> SourceBank | None:
+def find_bank(painter: Painter, request: Request) -> SourceBank | None:
     """What the first batch fills: the caller's bank, or one for this call if it has batches enough."""
-    asked, bank = request.settings, bank_at(request.settings.kv_cache)
+    asked, bank = request.settings, bank_at(request.settings.kv_cache, painter.placement)
     if isinstance(asked.kv_cache, SourceBank):
         return bank
     fewest = FEWEST_BATCHES if asked.kv_cache == AUTOMATIC else 2
