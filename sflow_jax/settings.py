@@ -297,7 +297,7 @@ class InversionSettings(PhotoSettings):
 
 
 def check_bank(place: Any, placement: Placement) -> None:
-    """SettingError where the model is placed so that a bank asked for, by a name of `BANK_PLACES`, can keep nothing."""
+    """SettingError where a model is placed so that the bank asked for, a name of `BANK_PLACES`, keeps nothing."""
     if placement.step_cache and place not in BANK_PLACES[:2]:
         raise SettingError(
             "`kv_cache` and `step_cache` do not go together, since layers that are left out lend nothing: "
