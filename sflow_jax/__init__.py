@@ -19,6 +19,7 @@ _HOME = {
     "Inversion": "results",
     "InversionSettings": "settings",
     "LayerControl": "sampling.control",
+    "LayerEditSettings": "settings",
     "Painter": "painter",
     "METHODS": "editing.methods",
     "Method": "editing.methods",
@@ -29,6 +30,7 @@ _HOME = {
     "Stopped": "progress",
     "Summary": "vitality.summary",
     "SweepSettings": "settings",
+    "find_layers_by_edits": "evaluation.importance",
     "find_vital_layers": "vitality.find",
     "diffusers_layer_skip": "vitality.layer_file",
     "load_features": "catalogue",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from sflow_jax.editing.choosing import Candidates
     from sflow_jax.editing.methods import METHODS, Method
     from sflow_jax.editing.regions import RegionRecipe
+    from sflow_jax.evaluation.importance import find_layers_by_edits
     from sflow_jax.families.flux1 import FLUX_DEV_CODE, FLUX_DEV_PAPER
     from sflow_jax.machine.meshes import make_mesh
     from sflow_jax.painter import Painter
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         EditSettings,
         GenerationSettings,
         InversionSettings,
+        LayerEditSettings,
         Placement,
         SweepSettings,
     )

@@ -38,11 +38,13 @@ KINDS = {
     str: ((str, os.PathLike), "a text or a path"),
 }
 MOST_PICTURES, LONGEST_PROMPT = 100_000, 100_000
-MOST_SCENES = 10_000
+MOST_SCENES, DEFAULT_SCENES = 10_000, 64
 # How large a photo is painted: its own shape at the model's number of pixels, or cut to the model's default square.
 OWN_SHAPE, MODEL_SHAPE = "auto", "fit"
 # Of scenes whose edits are known.
 SOURCES = DRAWN, PAINTED = ("drawn", "painted")
+# What a sweep scores layers by: pictures without a layer, or edits with its injection alone.
+SWEEPS = PICTURES, EDITS = ("pictures", "edits")
 EMBEDDED, EMBEDDED_SD3 = "toyworld", "toyworld-sd3"
 # Those whose weights are in the package.
 EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_SD3)
@@ -424,7 +426,9 @@ class EvaluationSettings(PaintingSettings):
         "Each method without injection, and with that of each layer alone: what is gained and lost.",
         kind=bool,
     )
-    scenes: int = setting(64, "Of --known-answers and --draw-pie: scenes, each edited once a family.", kind=int)
+    scenes: int = setting(
+        DEFAULT_SCENES, "Of --known-answers and --draw-pie: scenes, each edited once a family.", kind=int
+    )
     turns: int = setting(1, "Of --known-answers: edits in a row, each of the last one's result.", kind=int)
     sources: str = setting(
         DRAWN, "Of --known-answers: drawings, or what the model paints from their captions.", choices=SOURCES
@@ -448,6 +452,59 @@ class EvaluationSettings(PaintingSettings):
         for name in ("turns", "limit", "edits_at_once"):
             _at_least(name, getattr(self, name), 1)
         _at_least("scenes", self.scenes, 1, MOST_SCENES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerEditSettings(PaintingSettings):
+    """Of `find_layers_by_edits`: which pictures are edited how, and how the set is chosen.
+
+    photos: lines of image, source and edit; or scenes and sources, where the model paints the embedded world, whose
+    right answers are known. methods: one, as an evaluation takes them. Settings that `SweepSettings` has too mean
+    the same; batch: edits of one picture at once.
+    """
+
+    photos: str | None = setting(
+        None,
+        "Of --by edits: photos to edit, a CSV or JSON lines of image, source, edit; CLIP says whether they are.",
+    )
+    scenes: int | None = setting(
+        None,
+        "Of --by edits: or scenes of the embedded world, each edited once a family.",
+        kind=int,
+        unset=f"{DEFAULT_SCENES} on the embedded models",
+    )
+    sources: str = setting(
+        DRAWN,
+        "Of --by edits: scenes as drawings, or as the model paints them from their captions.",
+        choices=SOURCES,
+    )
+    methods: str | None = setting(
+        None,
+        "Of --by edits: the method that edits, as of sflow evaluate.",
+        unset="coupled:region=none; reference on painted scenes",
+    )
+    seed: int = setting(0, "Of --by edits: seed of the scenes and of the noise.", kind=int)
+    limit: int | None = setting(None, "Only the first so many pictures.", kind=int)
+    guidance: float | None = setting(None, "Guidance of the edits.", kind=float)
+    batch: int = setting(8, "Edits of one picture in one batch.", kind=int)
+    layers: Any = setting("all", "Layers to measure, such as 0-18,25.")
+    clip: str | None = setting(None, "CLIP that says whether photos are edited.")
+    clip_tokenizer: str | None = setting(
+        None, "Of --by edits: folder of CLIP's tokenizer.", unset="the model's own"
+    )
+    top: int | None = setting(None, "The set is the so many layers of most worth.", kind=int)
+    threshold: float | None = setting(None, "The set is the layers of at least this worth.", kind=float)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("limit", "batch", "top"):
+            _at_least(name, getattr(self, name), 1, MOST_PICTURES)
+        _at_least("scenes", self.scenes, 1, MOST_SCENES)
+        _one_of("sources", self.sources, SOURCES)
+        if self.top is not None and self.threshold is not None:
+            raise SettingError("give `top` or `threshold`, not both")
+        if self.photos is not None and (self.scenes is not None or self.sources != DRAWN):
+            raise SettingError("give `photos`, or `scenes` and `sources`, not both")
 
 
 def as_record(settings: Any) -> dict[str, Any]:

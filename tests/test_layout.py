@@ -22,6 +22,7 @@ LATE = {
     ("vitality/find", "vitality/report"): "matplotlib",
     ("vitality/summary", "vitality/charts"): "matplotlib",
     ("evaluation/run", "evaluation/report"): "matplotlib",
+    ("evaluation/importance", "vitality/report"): "matplotlib",
 }
 FILES = {
     path.relative_to(ROOT / "sflow_jax").with_suffix("").as_posix(): path for path in ROOT.glob("sflow_jax/**/*.py")

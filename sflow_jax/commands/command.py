@@ -26,7 +26,7 @@ GROUPS = {
         "extended", "assignments",
     ),
     "Layers": (
-        "layers", "bypass", "attentions", "windows", "pairs", "top", "threshold", "adaptive", "error",
+        "by", "layers", "bypass", "attentions", "windows", "pairs", "top", "threshold", "adaptive", "error",
         "vital_layers",
     ),
     "Region": ("region", "paste", "grow", "soften", "cut", "invert_region"),

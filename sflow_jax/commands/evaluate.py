@@ -1,6 +1,5 @@
 """`sflow evaluate`: ways of editing compared on a benchmark."""
 
-import functools
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +8,7 @@ from sflow_jax.commands.command import Command
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.commands.output import say, shown
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import MODEL_SHAPE, EvaluationSettings
+from sflow_jax.settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from sflow_jax.evaluation.cases import Benchmark
@@ -104,23 +103,19 @@ def compare(
     """Evaluate, or go on with an evaluation, and say what came out."""
     from sflow_jax.evaluation.layers import layers_alone, to_markdown
     from sflow_jax.evaluation.methods import check_methods, each_layer, parse_methods
-    from sflow_jax.evaluation.photos import PhotoBench
     from sflow_jax.evaluation.run import evaluate
     from sflow_jax.pipeline import StableFlow
     from sflow_jax.vitality.find import read_summary
 
     check_methods(StableFlow.edit, parse_methods(settings.methods))
     if settings.layers_alone:
-        each_layer(settings.methods, 1)
+        each_layer(settings.methods, ())
     vitality = (
         None if beside is None else {score.layers[0]: score.vitality for score in read_summary(beside).layers}
     )
     own, together = worker_of(worker, chosen), chosen.coordinator is not None
     benchmark = open_benchmark(chosen, files, settings)
     flow, _ = chosen.load(alone=True)
-    if isinstance(benchmark, PhotoBench):
-        sizes = {"height": settings.height, "width": settings.width, "size": MODEL_SHAPE}
-        benchmark.find = functools.partial(flow.region, **sizes, seed=settings.seed, progress=False)
     reports = own.index == 0 or not together
     summary = evaluate(
         flow, benchmark, settings, out, worker=own, wait=together, vitality=vitality, progress=shown(reports)

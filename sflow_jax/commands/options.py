@@ -77,12 +77,14 @@ def setting_option(field: dataclasses.Field) -> Callable:
     )
 
 
-def settings_options(settings: type, *, name: str = "settings") -> Callable:
+def settings_options(settings: type, *, name: str = "settings", beside: type | None = None) -> Callable:
     """All settings of a dataclass as options, given to the command as one object `name`.
 
-    Where the command repeats a record (`--from`), its values stand for options that were not given.
+    Where the command repeats a record (`--from`), its values stand for options that were not given. beside: other
+    settings of the command, whose options are left out here; these fields keep their defaults.
     """
-    fields = [field for field in dataclasses.fields(settings) if field.metadata]
+    taken = set() if beside is None else {field.name for field in dataclasses.fields(beside)}
+    fields = [field for field in dataclasses.fields(settings) if field.metadata and field.name not in taken]
 
     def bundled(command: Callable) -> Callable:
         @functools.wraps(command)

@@ -1,7 +1,9 @@
-"""`sflow vital`: find the vital layers of a model, and compare two sweeps."""
+"""`sflow vital`: find the vital layers of a model, by pictures or by edits, and compare sweeps."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +13,18 @@ from sflow_jax.commands.options import Chosen, model_options, refuse_unused, set
 from sflow_jax.commands.output import answer, json_option, say, shown
 from sflow_jax.errors import SettingError
 from sflow_jax.runs.worker import Worker, parse_place
-from sflow_jax.settings import AUTOMATIC, EMBEDDED_MODELS, PUBLISHED, Placement, SweepSettings, as_record
+from sflow_jax.settings import (
+    AUTOMATIC,
+    EDITS,
+    EMBEDDED_MODELS,
+    PICTURES,
+    PUBLISHED,
+    SWEEPS,
+    LayerEditSettings,
+    Placement,
+    SweepSettings,
+    as_record,
+)
 
 if TYPE_CHECKING:
     from sflow_jax.vitality.summary import Summary
@@ -30,6 +43,10 @@ WAY_BACK = {
 
     sflow vital -m checkpoints/flux-dev --features checkpoints/dinov2-giant --batch 8 --adaptive --out vital --save
 
+    sflow vital -m toyworld --by edits --scenes 8 --out worth
+
+    sflow vital -m checkpoints/flux-dev --by edits --photos lines.csv --clip checkpoints/clip --out worth
+
     sflow vital -m gs://bucket/flux-dev --features gs://bucket/dinov2 --worker 3/8 --out gs://bucket/vital
 
     sflow vital -m flux-dev --dry-run --mesh tensor=4 --step-seconds 1.5
@@ -40,7 +57,15 @@ WAY_BACK = {
     """,
 )
 @model_options(required=False)
+@click.option(
+    "--by",
+    type=click.Choice(SWEEPS),
+    default=PICTURES,
+    show_default=True,
+    help="What scores a layer: pictures painted without it, or edits in which it alone injects.",
+)
 @settings_options(SweepSettings)
+@settings_options(LayerEditSettings, name="of_edits", beside=SweepSettings)
 @click.option("--worker", default="1/1", help="This process's share, such as 2/8; all share the folder.")
 @click.option("--dry-run", is_flag=True, help=f"Only say what it would take; {', '.join(PUBLISHED)} need no files.")
 @click.option("--step-seconds", type=float, help="Of --dry-run: seconds of one step of one batch.")
@@ -59,7 +84,9 @@ WAY_BACK = {
 @json_option
 def vital(
     chosen: Chosen,
+    by: str,
     settings: SweepSettings,
+    of_edits: LayerEditSettings,
     worker: str,
     dry_run: bool,
     step_seconds: float | None,
@@ -74,24 +101,34 @@ def vital(
     """Find a model's vital layers: bypass each layer, and see how much the pictures change.
 
     Writes report.html, scores.json, scores.csv and charts into the run's folder. Run it again to go on.
+
+    With --by edits instead inject in each layer alone, and see how much more the edits keep and how many fewer
+    happen: of scenes of the embedded models, or of --photos with --clip. Steps and guidance are then the method's
+    own, and --batch counts edits of one picture. The run's folder is one of sflow evaluate --layers-alone; the
+    sweep's files are in vital/ there.
     """
     if more and not compared:
         raise SettingError(f"{more[0]!r} is not an option; only `compare` takes names of runs")
     check_options(settings, dry_run, save, force, step_seconds)
+    check_by(by)
     check_export(export, dry_run or unsave or bool(compared))
     if unsave:
         say(forget(chosen))
     elif compared:
-        refuse_unused(["model", "save", "dry_run", *as_record(settings)], "with --compare")
+        refuse_unused(["model", "by", "save", "dry_run", *as_record(settings)], "with --compare")
         compare_runs((*compared, *more), out)
     elif export is not None and chosen.model is None and out is not None:
-        refuse_unused(["save", "worker", *as_record(settings)], "with --export of a finished run")
+        refuse_unused(["by", "save", "worker", *as_record(settings)], "with --export of a finished run")
         export_run(out, export)
     elif chosen.model is None or (out is None and not dry_run):
         raise SettingError("`model` and `out` are needed; or `compare` two finished sweeps")
     elif dry_run:
         planned = plan_of(chosen, settings, worker, step_seconds, out)
         answer(planned, "\n".join(describe(planned)))
+    elif by == EDITS:
+        shared = as_record(settings).keys() & as_record(of_edits).keys()
+        of_edits = dataclasses.replace(of_edits, **{name: getattr(settings, name) for name in shared})
+        find(chosen, of_edits, worker, save, force, out, export)
     else:
         find(chosen, settings, worker, save, force, out, export)
 
@@ -110,6 +147,20 @@ def check_options(
         raise SettingError(f"`step_seconds` must be above 0 and below {A_DAY}, found {step_seconds}")
     if not save and force:
         refuse_unused(["force"], "without --save")
+
+
+def check_by(by: str) -> None:
+    """SettingError for options of the other kind of sweep."""
+    names = {
+        PICTURES: [field.name for field in dataclasses.fields(SweepSettings)],
+        EDITS: [field.name for field in dataclasses.fields(LayerEditSettings)],
+    }
+    (other,) = names.keys() - {by}
+    only = [name for name in names[other] if name not in names[by]]
+    if by == EDITS:
+        refuse_unused([*only, "dry_run"], "with --by edits")
+    else:
+        refuse_unused(only, "without --by edits")
 
 
 def check_export(export: str | None, instead: bool) -> None:
@@ -144,7 +195,7 @@ def forget(chosen: Chosen) -> str:
 
 def find(
     chosen: Chosen,
-    settings: SweepSettings,
+    settings: SweepSettings | LayerEditSettings,
     worker: str,
     save: bool,
     force: bool,
@@ -152,17 +203,18 @@ def find(
     export: str | None = None,
 ) -> None:
     """Sweep, or go on with a sweep, and say what was found."""
-    from sflow_jax.vitality.find import check_sweep, record_vital_layers
+    from sflow_jax.vitality.find import EDITS_FOLDER, record_vital_layers
 
     mine, together = worker_of(worker, chosen), chosen.coordinator is not None
-    check_sweep(settings, chosen.check(settings), chosen.model)
+    reports, by_edits = mine.index == 0 or not together, isinstance(settings, LayerEditSettings)
+    sweep = by_edits_of(chosen, settings) if by_edits else by_pictures_of(chosen, settings)
     flow, _ = chosen.load(alone=True)
-    reports = mine.index == 0 or not together
-    summary = flow.find_vital_layers(out, settings, worker=mine, wait=together, progress=shown(reports))
+    summary = sweep(flow, out, settings, worker=mine, wait=together, progress=shown(reports))
     if summary is None:
         say(f"this worker's share is done; the last of {mine.count} workers to finish writes the report")
     elif reports:
-        answer(dataclasses.asdict(summary), f"vital layers: {described_choice(summary)}; {out}/report.html")
+        report = f"{out}/{EDITS_FOLDER}/report.html" if by_edits else f"{out}/report.html"
+        answer(dataclasses.asdict(summary), f"vital layers: {described_choice(summary)}; {report}")
         if save:
             file = record_vital_layers(chosen.model, summary, force=force)
             say(f"saved in {file}{WAY_BACK.get(chosen.model, '')}")
@@ -170,10 +222,29 @@ def find(
             export_run(out, export)
 
 
+def by_pictures_of(chosen: Chosen, settings: SweepSettings) -> Callable[..., "Summary | None"]:
+    """The sweep by pictures, checked before any weights are read."""
+    from sflow_jax.pipeline import StableFlow
+    from sflow_jax.vitality.find import check_sweep
+
+    check_sweep(settings, chosen.check(settings), chosen.model)
+    return StableFlow.find_vital_layers
+
+
+def by_edits_of(chosen: Chosen, settings: LayerEditSettings) -> Callable[..., "Summary | None"]:
+    """The sweep by edits, checked alike, with the networks that judge them."""
+    from sflow_jax.evaluation.importance import find_layers_by_edits, plan_edit_sweep
+
+    plan = plan_edit_sweep(settings, chosen.check(settings), chosen.model)
+    return functools.partial(find_layers_by_edits, plan=plan)
+
+
 def described_choice(summary: "Summary") -> str:
     """The set, how it was chosen, and how sure it is."""
     choice = summary.choice
     layers = ", ".join(map(str, choice.layers)) or "none"
+    if not any(score.vitality == score.vitality for score in summary.layers):
+        return "none (nothing is known: no edit happens without injection)"
     return f"{layers} ({choice.rule}; the same in {choice.confidence:.0%} of resamples)"
 
 

@@ -5,12 +5,13 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from sflow_jax.editing.edit import Request, choose_method
 from sflow_jax.editing.methods import METHODS
 from sflow_jax.editing.methods import Method as Recipe
 from sflow_jax.errors import SettingError
@@ -18,7 +19,7 @@ from sflow_jax.evaluation.cases import Case
 from sflow_jax.pictures.files import to_uint8
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.results import Edit
-from sflow_jax.settings import MODEL_SHAPE, EvaluationSettings
+from sflow_jax.settings import MODEL_SHAPE, EditSettings, EvaluationSettings
 
 REFERENCE = "reference"
 # Names that stand for settings of the reference's recipe.
@@ -92,18 +93,18 @@ def parse_methods(text: str) -> tuple[Method, ...]:
     return tuple(map(_parse_method, labels))
 
 
-def each_layer(text: str, layers: int) -> str:
-    """Every method without injection, and with that of each layer alone, as `methods` of an evaluation.
+def each_layer(text: str, layers: Iterable[int]) -> str:
+    """Every method without injection, and with that of each of these layers alone, as `methods` of an evaluation.
 
     SettingError for methods that say their layers themselves.
     """
     for method in parse_methods(text):
         if "layers" in method.options:
             raise SettingError(
-                f"{method.label} in `methods` has layers of its own, and `layers_alone` goes through all"
+                f"{method.label} in `methods` has layers of its own, where each layer is to inject alone"
             )
-    labels = [method.label for method in parse_methods(text)]
-    return ",".join(f"{label}:layers={layer}" for label in labels for layer in ("none", *range(layers)))
+    labels, layers = [method.label for method in parse_methods(text)], list(layers)
+    return ",".join(f"{label}:layers={layer}" for label in labels for layer in ("none", *layers))
 
 
 def _parse_method(label: str) -> Method:
@@ -146,8 +147,18 @@ def check_methods(edit: Callable[..., Edit], methods: tuple[Method, ...]) -> Non
             raise SettingError(f"{method.label} in `methods` has no setting {', '.join(unknown)}; known: {known}")
 
 
-def edit_case(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings, seed: int) -> Painted:
-    """All edits of a case by a method, in one batch as far as `edits_at_once` goes; or in a row."""
+def recipe_of(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings) -> Recipe:
+    """With all of its numbers, as `edit_case` would take it."""
+    source, options = _edit_options(method, case, settings)
+    asked = EditSettings(**options)
+    request = Request(case.prompt, list(case.edits), source.get("image"), None, None, asked)
+    return choose_method(flow.painter, request)
+
+
+def _edit_options(
+    method: Method, case: Case, settings: EvaluationSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(source, settings) that `flow.edit` takes."""
     asked = {name: getattr(settings, name) for name in ("steps", "guidance", "height", "width")}
     options = {name: value for name, value in asked.items() if value is not None} | method.options
     if method.name is not None:
@@ -155,12 +166,17 @@ def edit_case(flow: StableFlow, method: Method, case: Case, settings: Evaluation
     if method.numbers:
         options["method_options"] = method.numbers
     # All pictures of a benchmark are of one size.
-    options |= {"size": MODEL_SHAPE, "seed": seed, "edits_at_once": settings.edits_at_once, "progress": False}
-    source = {}
+    options |= {"size": MODEL_SHAPE, "edits_at_once": settings.edits_at_once}
     if case.picture is None:
         options.pop("unnudge", None)
-    else:
-        source["image"] = case.picture
+        return {}, options
+    return {"image": case.picture}, options
+
+
+def edit_case(flow: StableFlow, method: Method, case: Case, settings: EvaluationSettings, seed: int) -> Painted:
+    """All edits of a case by a method, in one batch as far as `edits_at_once` goes; or in a row."""
+    source, options = _edit_options(method, case, settings)
+    options |= {"seed": seed, "progress": False}
     start = time.perf_counter()
     if case.chained:
         results = list(_turns(flow, case, source, options))

@@ -24,7 +24,7 @@ FindRegion = Callable[[Picture, str, str], Float[np.ndarray, "rows columns"]]
 
 @dataclasses.dataclass
 class PhotoBench:
-    """Lines of a file, edited as `CaptionBench` does. find: says the region; given once the model is loaded."""
+    """Lines of a file, edited as `CaptionBench` does. find: says the region; by default that of the model."""
 
     cases: tuple[Case, ...]
     canvas: Canvas

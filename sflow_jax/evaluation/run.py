@@ -5,6 +5,7 @@ seconds go to the run folder as one part.
 """
 
 import dataclasses
+import functools
 import io
 import resource
 import sys
@@ -29,6 +30,7 @@ from sflow_jax.evaluation.methods import (
     parse_methods,
     through_autoencoder,
 )
+from sflow_jax.evaluation.photos import PhotoBench
 from sflow_jax.evaluation.summary import Row, Summary, summarise
 from sflow_jax.machine.processes import describe_devices, package_versions
 from sflow_jax.pipeline import StableFlow
@@ -36,7 +38,7 @@ from sflow_jax.progress import Progress, as_progress
 from sflow_jax.runs.folder import RunFolder
 from sflow_jax.runs.sharing import Part, SharedWork
 from sflow_jax.runs.worker import Worker
-from sflow_jax.settings import EvaluationSettings
+from sflow_jax.settings import MODEL_SHAPE, EvaluationSettings
 from sflow_jax.vitality.find import model_record
 
 # Longest side of a picture that the run's folder keeps for the report, pixels.
@@ -68,10 +70,13 @@ def evaluate(
     if settings.layers_alone:
         # What it stands for, so that a run goes on whichever way it is asked for.
         settings = dataclasses.replace(
-            settings, methods=each_layer(settings.methods, flow.layers), layers_alone=False
+            settings, methods=each_layer(settings.methods, range(flow.layers)), layers_alone=False
         )
     methods = parse_methods(settings.methods)
     check_methods(flow.edit, methods)
+    if isinstance(benchmark, PhotoBench) and benchmark.find is None:
+        sizes = {"height": settings.height, "width": settings.width, "size": MODEL_SHAPE}
+        benchmark.find = functools.partial(flow.region, **sizes, seed=settings.seed, progress=False)
     manifest = {**model_record(flow.painter), **benchmark.record(), "noise_seed": settings.seed}
     manifest |= {name: getattr(settings, name) for name in RECORDED}
     run = Run(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import blended_transform_factory
 
-from sflow_jax.vitality.scores import COVERAGE, SURE, Choice, VariantScore
+from sflow_jax.vitality.scores import COVERAGE, SURE, Choice, Importance, VariantScore
 
 COLOURS = {
     "ink": "#22262b",
@@ -76,6 +76,10 @@ class Swept(Protocol):
     choice: Choice
 
     @property
+    def importance(self) -> Importance:
+        """What its scores are, in words."""
+
+    @property
     def kinds(self) -> list[str]:
         """Names of the kinds of layers, in global order."""
 
@@ -89,7 +93,7 @@ def vitality_chart(summary: Swept) -> Figure:
     figure, (axes,) = _stacked(1, len(summary.layers))
     _draw_bars(axes, summary, _numbers(summary))
     _limit_height([axes], summary.layers)
-    axes.set_xlabel("layer bypassed")
+    axes.set_xlabel(summary.importance.tried)
     return figure
 
 
@@ -141,8 +145,12 @@ def comparison_chart(runs: Sequence[Swept], names: Sequence[str]) -> Figure:
         axes.set_title(shown, fontsize=10, fontweight="bold", loc="left", pad=18, parse_math=False)
         for at in (layers.index(layer) for layer in disputed):
             axes.axvspan(at - 0.5, at + 0.5, color=COLOURS["mark"], zorder=0)
-    _limit_height(panels, [score for run in runs for score in run.layers])
-    panels[-1].set_xlabel("layer bypassed")
+    for importance in {run.importance for run in runs}:
+        alike = [i for i, run in enumerate(runs) if run.importance == importance]
+        _limit_height([panels[i] for i in alike], [score for i in alike for score in runs[i].layers])
+    for axes, run in zip(panels, runs):
+        if run is runs[-1] or len({run.importance for run in runs}) > 1:
+            axes.set_xlabel(run.importance.tried)
     return figure
 
 
@@ -216,7 +224,7 @@ def _draw_bars(axes: Axes, summary: Swept, layers: Sequence[int]) -> None:
     vital = summary.choice.layers
     for score, share in zip(summary.layers, summary.choice.membership):
         (number,), at = score.layers, layers.index(score.layers[0])
-        _add_hover(axes, at, score, share)
+        _add_hover(axes, at, score, share, summary.importance.name)
         if np.isnan(score.vitality):
             axes.text(at, 0, "–", ha="center", va="bottom", color=COLOURS["muted"])
             continue
@@ -230,7 +238,7 @@ def _draw_bars(axes: Axes, summary: Swept, layers: Sequence[int]) -> None:
         axes.vlines(at, score.low, score.high, color=COLOURS["ink"], linewidth=0.9)
     _label_layers(axes, layers, vital)
     axes.set_xlim(-0.6, len(layers) - 0.4)
-    axes.set_ylabel(f"vitality, {100 * COVERAGE:g} % interval")
+    axes.set_ylabel(f"{summary.importance.title}, {100 * COVERAGE:g} % interval")
     axes.grid(axis="y", linewidth=0.6)
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
@@ -242,9 +250,9 @@ def _draw_bars(axes: Axes, summary: Swept, layers: Sequence[int]) -> None:
         axes.text(1.005, summary.choice.boundary, label, transform=right_of_axes, va="center", fontsize=8)
 
 
-def _add_hover(axes: Axes, at: int, score: VariantScore, share: float) -> None:
+def _add_hover(axes: Axes, at: int, score: VariantScore, share: float, name: str) -> None:
     """An unseen band over a layer's whole height, which SVG files tell the numbers of."""
-    words = f"vitality {score.vitality:.3f}, from {score.low:.3f} to {score.high:.3f}, chosen by {share:.0%}"
+    words = f"{name} {score.vitality:.3f}, from {score.low:.3f} to {score.high:.3f}, chosen by {share:.0%}"
     if np.isnan(score.vitality):
         words = "not measured"
     axes.axvspan(at - 0.5, at + 0.5, alpha=0, zorder=9, gid=f"layer {score.layers[0]}: {words}")

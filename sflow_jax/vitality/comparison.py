@@ -157,7 +157,8 @@ def write_comparison(destination: epath.PathLike, comparison: RunComparison | Se
     if isinstance(comparison, RunComparison):
         comparison = compare_all(comparison.runs, comparison.names)
     chart = comparison_chart(comparison.runs, comparison.names)
-    described = f"Bar charts of the vitality of every layer in {' and '.join(comparison.names)}"
+    scores = " or ".join(dict.fromkeys(run.importance.name for run in comparison.runs))
+    described = f"Bar charts of the {scores} of every layer in {' and '.join(comparison.names)}"
     place = absolute(destination)
     folder, stem = (place.parent, place.stem) if place.suffix == ".html" else (place, "comparison")
     page = render(

@@ -14,7 +14,7 @@ from sflow_jax.painter import Painter
 from sflow_jax.progress import Progress, as_progress
 from sflow_jax.runs.folder import MANIFEST, RunFolder, read_manifest
 from sflow_jax.runs.worker import Worker
-from sflow_jax.settings import EMBEDDED_MODELS, SweepSettings, check_path
+from sflow_jax.settings import EDITS, EMBEDDED_MODELS, SweepSettings, check_path
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.storage.checksums import text_digest
 from sflow_jax.storage.files import LONGEST_TEXT, read_bytes
@@ -26,6 +26,8 @@ from sflow_jax.vitality.summary import Summary, summarise
 from sflow_jax.vitality.sweep import Sweep, spent
 
 SCORES_FILE = "scores.json"
+# Of an evaluation's folder: the report and the scores of its layers as a sweep.
+EDITS_FOLDER = "vital"
 
 
 def find_vital_layers(
@@ -161,8 +163,10 @@ def costs(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_summary(run: epath.PathLike) -> Summary:
-    """A finished sweep's; SettingError if there is none."""
+    """A finished sweep's, by pictures or by edits; SettingError if there is none."""
     file = epath.Path(run) / SCORES_FILE
+    if not file.exists() and (by_edits := epath.Path(run) / EDITS_FOLDER / SCORES_FILE).exists():
+        file = by_edits
     if not file.exists():
         raise SettingError(f"no finished sweep at {run} (no {file.name}); make one with: sflow vital --out {run}")
     try:
@@ -188,7 +192,9 @@ def record_vital_layers(checkpoint: str, summary: Summary, *, force: bool = Fals
     if choice.confidence < SURE and not force:
         raise SettingError(
             f"not saved: only {choice.confidence:.0%} of resamples choose this set ({SURE:.0%} are needed); paint "
-            "more prompts, choose with `top`, or say `force`"
+            f"more {summary.importance.case}s, choose with `top`, or say `force`"
         )
-    origin = f"sflow vital: {choice.rule}, {len(settings['prompts'])} prompts, {settings['steps']} steps"
+    how = f" --by edits, {settings.get('method')}" if summary.by == EDITS else ""
+    counted = f"{len(settings['prompts'])} {summary.importance.case}s"
+    origin = f"sflow vital{how}: {choice.rule}, {counted}, {settings['steps']} steps"
     return save_vital_layers(checkpoint, choice.layers, origin)

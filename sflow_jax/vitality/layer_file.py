@@ -2,8 +2,10 @@
 
 kind, format   what the file is
 model          title, the name it was loaded by, digest of its source's weights and the dtype, dtype
-sweep          steps, guidance, height, width, number of prompts, how pictures were compared, how the set was chosen
-layers         one entry a layer: its number, kind, place in diffusers, vitality, 95 % interval over prompts
+sweep          steps, guidance, height, width, number of prompts, how pictures were compared, how the set was
+               chosen; by: "edits" where layers were scored by edits, with the method
+layers         one entry a layer: its number, kind, place in diffusers, vitality (by edits: its worth, dB), 95 %
+               interval over prompts
 sets           name → layers: `vital`, and as many of the least vital as `least`
 diffusers_layer_skip   the vital set as diffusers' LayerSkipConfig takes it
 """
@@ -23,8 +25,9 @@ from sflow_jax.typed import Count, Name
 from sflow_jax.vitality.summary import Summary
 
 KIND, FORMAT = "vital layers of a diffusion transformer", 1
-# What a sweep's settings say of how pictures were made.
+# What a sweep's settings say of how pictures were made, and of how edits were.
 SWEEP = ("steps", "guidance", "height", "width", "seeds", "features", "sweep")
+SWEEP_BY_EDITS = ("by", "benchmark", "method", "sources")
 
 
 class LayerSkip(msgspec.Struct):
@@ -124,7 +127,7 @@ def layer_file(summary: Summary) -> LayerFile:
         FORMAT,
         # Older sweeps have no title.
         ModelEntry(settings.get("title", name), name, settings.get("checkpoint", ""), settings.get("dtype", "")),
-        {key: settings[key] for key in SWEEP if key in settings}
+        {key: settings[key] for key in (*SWEEP, *SWEEP_BY_EDITS) if key in settings}
         | {
             "prompts": len(settings["prompts"]),
             "rule": summary.choice.rule,

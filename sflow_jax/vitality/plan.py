@@ -10,7 +10,7 @@ from jaxtyping import Int
 from sflow_jax.errors import SettingError
 from sflow_jax.pictures.canvas import Canvas
 from sflow_jax.sampling.control import check_layers
-from sflow_jax.settings import EMBEDDED_MODELS, SweepSettings
+from sflow_jax.settings import EMBEDDED_MODELS, LayerEditSettings, SweepSettings
 from sflow_jax.storage.checkpoint import ModelInfo
 from sflow_jax.vitality.adaptive import Elimination
 from sflow_jax.vitality.prompts import BUILTIN, TOYWORLD, load_prompts
@@ -119,7 +119,7 @@ def plan_sweep(settings: SweepSettings, info: ModelInfo, checkpoint: str) -> Swe
     )
 
 
-def rule_of(settings: SweepSettings) -> Rule:
+def rule_of(settings: SweepSettings | LayerEditSettings) -> Rule:
     """How the vital set is chosen."""
     if settings.top is not None:
         return Rule("top", settings.top)

@@ -10,6 +10,7 @@ from etils import epath
 from sflow_jax.errors import SettingError
 from sflow_jax.reports.pages import inline, layer_list, percent, picture, render
 from sflow_jax.runs.folder import RunFolder
+from sflow_jax.settings import EDITS
 from sflow_jax.storage.files import write_whole
 from sflow_jax.storage.paths import absolute
 from sflow_jax.vitality.charts import (
@@ -33,6 +34,8 @@ PAIRS_SHOWN = 20
 # Columns of the table of prompts.
 LAYERS_BY_PROMPT = 12
 GALLERY = "pictures.html"
+# Of a sweep by edits, whose folder lies in an evaluation's.
+EDITS_REPORT = "../report.html"
 FILES = ("scores.json", "scores.csv", "vitality.png", "vitality.svg")
 
 
@@ -78,7 +81,8 @@ def report_page(
 ) -> str:
     """The text of `report.html`. gallery: whether it links to `pictures.html`."""
     vital = layer_list(summary.choice.layers)
-    described = f"Bar chart of the vitality of {len(summary.layers)} layers; vital: {vital}"
+    importance = summary.importance
+    described = f"Bar chart of the {importance.name} of {len(summary.layers)} layers; vital: {vital}"
     return render(
         "report.html.jinja",
         summary=summary,
@@ -88,19 +92,22 @@ def report_page(
         settings=summary.settings,
         costs=costs,
         model=_model_name(summary.settings),
-        rule=_rule(summary.choice.rule),
+        rule=_rule(summary.choice.rule, importance.name),
+        by_edits=summary.by == EDITS,
+        importance=importance,
         coverage=percent(COVERAGE),
         resamples=RESAMPLES,
         sure=SURE,
         columns=PICTURES_SHOWN,
-        prompts=_prompts(summary.layers),
+        prompts=_prompts(summary.layers, importance.case),
         measures=[name for name in MEASURES[1:] if not all(np.isnan(getattr(s, name)) for s in summary.layers)],
         chart=inline(to_inline_svg(vitality_chart(summary)), described),
         windows=summary.windows
         and inline(to_inline_svg(windows_chart(summary)), "Heat map of vitality, layers by windows of steps"),
         by_prompt=_prompt_rows(summary),
         by_window=_window_rows(summary),
-        files=[*([GALLERY] if gallery else []), *FILES],
+        files=[*([GALLERY] if gallery else []), *([EDITS_REPORT] if summary.by == EDITS else []), *FILES],
+        file_names={GALLERY: "all pictures", EDITS_REPORT: "all edits"},
         rows=sorted(zip(summary.layers, summary.choice.membership), key=lambda row: row[0].layers),
         kind_of=summary.kind_of,
         pairs=sorted(summary.pairs, key=lambda pair: -np.nan_to_num(abs(pair.interaction)))[:PAIRS_SHOWN],
@@ -173,11 +180,11 @@ def _shown(summary: Summary, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _prompts(scores: Sequence[VariantScore]) -> str:
+def _prompts(scores: Sequence[VariantScore], case: str) -> str:
     """How many prompts the layers were measured with; an adaptive sweep spends fewer on clear cases."""
     fewest, most = min(score.prompts for score in scores), max(score.prompts for score in scores)
     counted = str(most) if fewest == most else f"{fewest} to {most}"
-    return f"{counted} prompt" if most == 1 else f"{counted} prompts"
+    return f"{counted} {case}" if most == 1 else f"{counted} {case}s"
 
 
 def _model_name(settings: Mapping[str, Any]) -> str:
@@ -185,11 +192,11 @@ def _model_name(settings: Mapping[str, Any]) -> str:
     return PurePath(str(settings.get("model", ""))).name
 
 
-def _rule(rule: str) -> str:
+def _rule(rule: str, name: str) -> str:
     """The rule of a choice in words."""
     kind, _, value = rule.partition(" ")
     return {
-        "top": f"rank, the first {value} by vitality",
-        "threshold": f"a vitality of at least {value}",
+        "top": f"rank, the first {value} by {name}",
+        "threshold": f"a {name} of at least {value}",
         "auto": "the split of the layers into two groups that differ most",
     }.get(kind, rule)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from sflow_jax.errors import SettingError
+from sflow_jax.settings import EDITS, PICTURES
 
 RESAMPLES = 2000
 # Share of them that must choose a set before it is recorded without being asked twice.
@@ -20,6 +21,41 @@ COVERAGE = 0.95
 MEASURES = ("dino", "clip", "psnr", "ssim")
 """What every bypassed picture is compared with its reference by: DINOv2's and CLIP's cosine similarity of global
 features, PSNR in dB, and SSIM. Vitality is made of the first; the others are told beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance:
+    """What a sweep's score of a layer is, in words.
+
+    name: in tables. title: with its unit. about: how it is computed. tried: what is done to a layer. case: what
+    scores are means over.
+    """
+
+    name: str
+    title: str
+    about: str
+    tried: str
+    case: str
+
+
+IMPORTANCES = {
+    PICTURES: Importance(
+        "vitality",
+        "vitality",
+        "1 − the mean cosine similarity of DINO features of the pictures painted with and without it",
+        "layer bypassed",
+        "prompt",
+    ),
+    EDITS: Importance(
+        "worth",
+        "worth (dB)",
+        "dB gained outside the edit where the layer alone injects, halved where that costs a twentieth of the "
+        "edits (of photos: of CLIP's similarity)",
+        "the only layer that injects",
+        "source",
+    ),
+}
+"""By what a sweep looks at: pictures without a layer, or edits with its injection alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +186,23 @@ def choose(
     similarities: Float[np.ndarray, "p n"], layers: Sequence[int], rule: Rule, *, resamples: int = RESAMPLES
 ) -> Choice:
     """The vital set of layers, from the similarity of every prompt's pictures with and without each of them."""
-    vitality = 1 - np.nanmean(similarities, axis=0)
-    chosen = rule(vitality)
-    again = rule(1 - resampled_means(similarities, resamples=resamples))
-    least_in = vitality[chosen].min(initial=np.inf)
-    most_out = vitality[~chosen].max(initial=-np.inf)
+    again = 1 - resampled_means(similarities, resamples=resamples)
+    return choice_of(1 - np.nanmean(similarities, axis=0), again, layers, rule)
+
+
+def choice_of(
+    scores: Float[np.ndarray, " n"], again: Float[np.ndarray, "r n"], layers: Sequence[int], rule: Rule
+) -> Choice:
+    """The set of layers by their scores. again: the scores of every resample."""
+    chosen, sets = rule(scores), rule(again)
+    least_in = scores[chosen].min(initial=np.inf)
+    most_out = scores[~chosen].max(initial=-np.inf)
     return Choice(
         layers=tuple(int(layer) for layer, vital in zip(layers, chosen) if vital),
         rule=str(rule),
         boundary=float((least_in + most_out) / 2),
-        confidence=float(np.mean((again == chosen).all(axis=-1))),
-        membership=tuple(float(share) for share in again.mean(axis=0)),
+        confidence=float(np.mean((sets == chosen).all(axis=-1))),
+        membership=tuple(float(share) for share in sets.mean(axis=0)),
     )
 
 

@@ -7,20 +7,22 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from sflow_jax.settings import MOST_STEPS
+from sflow_jax.settings import MOST_STEPS, PICTURES
 from sflow_jax.storage.checksums import signed, unsigned
 from sflow_jax.storage.files import without_nan
 from sflow_jax.typed import Count, Name, parse_json, typed
 from sflow_jax.vitality.scores import (
+    IMPORTANCES,
     MEASURES,
     RESAMPLES,
     Choice,
+    Importance,
     Rule,
     Variant,
     VariantScore,
@@ -58,6 +60,7 @@ class SweepRecord(msgspec.Struct):
     """What a sweep's settings must say."""
 
     steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
+    by: Literal["pictures", "edits"] = "pictures"
     layer_kinds: Annotated[tuple[tuple[Name, Count], ...], msgspec.Meta(min_length=1, max_length=10)] = (("", 0),)
     prompts: tuple[str, ...] = ()
     model: str = ""
@@ -98,7 +101,8 @@ class Halves:
 class Summary:
     """A sweep's findings; notebooks show its chart.
 
-    settings: the manifest's (model, prompts, steps, …; `layer_kinds` tells the kinds of layers apart).
+    settings: the manifest's (model, prompts, steps, …; `layer_kinds` tells the kinds of layers apart). `by` there
+    says what vitality is: of pictures without a layer, or what its injection is worth to edits (`importance`).
     layers: single layers bypassed at every step, by number. windows: single layers bypassed in a part of the
     steps. rank_correlations: of the layers' vitality with what the other measures would call it. by_prompt: the
     single layers once more, prompt by prompt; empty where an older file was read.
@@ -122,6 +126,16 @@ class Summary:
     def vitality(self) -> Float[np.ndarray, " n"]:
         """Of every layer, in their order."""
         return np.array([score.vitality for score in self.layers])
+
+    @property
+    def by(self) -> str:
+        """What the sweep looked at: "pictures" or "edits"."""
+        return self.settings.get("by", PICTURES)
+
+    @property
+    def importance(self) -> Importance:
+        """What its scores are, in words."""
+        return IMPORTANCES[self.by]
 
     @property
     def kinds(self) -> list[str]:

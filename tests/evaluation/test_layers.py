@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from commandline import run
 from PIL import Image
 from scipy.stats import spearmanr
 
+import sflow_jax
 from sflow_jax.errors import SettingError
 from sflow_jax.evaluation.captions import read_captions
+from sflow_jax.evaluation.importance import summarise_effects
 from sflow_jax.evaluation.known import KnownAnswers
-from sflow_jax.evaluation.layers import layers_alone, to_csv, to_markdown
+from sflow_jax.evaluation.layers import layer_effects, layers_alone, to_csv, to_markdown, worth
 from sflow_jax.evaluation.methods import each_layer
 from sflow_jax.evaluation.networks import Networks
 from sflow_jax.evaluation.photos import PhotoBench
@@ -21,7 +24,14 @@ from sflow_jax.evaluation.run import evaluate
 from sflow_jax.evaluation.summary import Row, summarise
 from sflow_jax.pictures.files import fit_picture, to_unit
 from sflow_jax.settings import EvaluationSettings
+from sflow_jax.vitality.comparison import compare
+from sflow_jax.vitality.find import read_summary
+from sflow_jax.vitality.layer_file import layer_file
+from sflow_jax.vitality.scores import Rule, Variant
+from sflow_jax.vitality.summary import Summary, Table
+from sflow_jax.vitality.summary import summarise as summarise_sweep
 
+ASSETS = Path(sflow_jax.__file__).parent / "toyworld" / "assets"
 BENCH = KnownAnswers(4, 0, 64)
 # Layer → dB outside and share that happened, of every scene's two edits.
 MEASURED = {
@@ -50,14 +60,56 @@ def test_a_layer_gains_and_loses_against_no_injection():
     assert (alone.method, alone.kept_without, alone.success_without) == ("coupled", 30.0, 87.5)
     first, second, third = alone.layers
     assert [layer.layer for layer in alone.layers] == [0, 1, 4]
-    assert (first.gained, first.lost, first.worth) == pytest.approx((1.5, 50, 0.03))
-    # More edits than without: nothing is lost, which counts as one of eight.
-    assert (second.gained, second.lost, second.worth) == pytest.approx((0.5, -12.5, 0.04))
-    assert second.gained_low == second.gained == second.gained_high
-    assert (third.gained, third.lost) == pytest.approx((-0.5, 12.5)) and third.gained_low < -0.5 < third.gained_high
+    # Four of seven are lost, and each twentieth takes the gain once more.
+    assert (first.gained, first.lost, first.worth) == pytest.approx((1.5, 50, 1.5 / (1 + 20 * 4 / 7)))
+    assert first.worth_low < first.worth < first.worth_high
+    # More edits than without: nothing is lost.
+    assert (second.gained, second.lost, second.worth) == pytest.approx((0.5, -12.5, 0.5))
+    assert second.gained_low == second.gained == second.gained_high == second.worth_high
+    assert (third.gained, third.lost, third.worth) == pytest.approx((-0.5, 12.5, -0.5))
+    assert third.gained_low < -0.5 < third.gained_high
     for name, value in alone.rank_correlations.items():
         known = [getattr(layer, name) for layer in alone.layers]
         assert value == pytest.approx(spearmanr(known, [0.7, 0.2, 0.4]).statistic)
+
+
+def test_worth_falls_with_what_is_lost_and_is_bounded_where_nothing_is():
+    lost = np.linspace(0, 1, 9)
+    falling = worth(np.full(9, 2.0), 0.8, 0.8 * (1 - lost))
+    assert falling[0] == 2 and (np.diff(falling) < 0).all() and falling[-1] == pytest.approx(2 / 21)
+    np.testing.assert_allclose(worth(np.ones(3), 0.8, np.array([0.76, 0.80, 0.84])), [0.5, 1, 1])
+    # What keeps less is not the better for losing edits too.
+    np.testing.assert_array_equal(worth(np.array([-1.0, -1.0]), 1.0, np.array([1.0, 0.5])), [-1, -1])
+    assert np.isnan(worth(np.ones(2), 0.0, np.array([0.0, 1.0]))).all()
+
+
+def test_a_sweep_by_edits_scores_layers_by_their_worth():
+    effects = layer_effects(BENCH, summary())["coupled"]
+    settings = {"steps": 20, "prompts": list("abcd"), "layer_kinds": [["double", 2], ["single", 4]]}
+    made = summarise_effects(effects, settings, Rule("top", 1))
+    (alone,) = layers_alone(BENCH, summary())
+    for score, layer in zip(made.layers, alone.layers, strict=True):
+        known = (layer.worth, layer.worth_low, layer.worth_high)
+        assert score.layers == (layer.layer,) and (score.vitality, score.low, score.high) == known
+    assert made.choice.layers == (1,) and (made.importance.name, made.layers[0].prompts) == ("worth", 4)
+    assert made.by_prompt[1].vitality == pytest.approx((1.5 / 11, 0.5, 0.0))
+    assert made.halves.layers == ((1,), (1,)) and Summary.from_json(made.to_json()).to_json() == made.to_json()
+    # The other tools of sweeps take it.
+    by_vitality = np.array([[0.3, 0.8, 0.6]] * 4)
+    variants = tuple(Variant((layer,), 0, 20) for layer in (0, 1, 4))
+    values = dict.fromkeys(("clip", "psnr", "ssim"), by_vitality) | {"dino": by_vitality}
+    other = summarise_sweep(Table(variants, values), settings, Rule("top", 1))
+    compared = compare(other, made)
+    expected = spearmanr([0.7, 0.2, 0.4], made.vitality).statistic
+    assert compared.rank_correlation == pytest.approx(expected)
+    assert (compared.agreement, compared.only) == (0, ((0,), (1,)))
+    assert layer_file(made).sweep["by"] == "edits" and layer_file(made).sets["vital"] == (1,)
+
+
+def test_nothing_is_known_where_no_edit_happens():
+    measured = {layer: (kept, [[0, 0]] * 4) for layer, (kept, _) in MEASURED.items()}
+    made = summarise_effects(layer_effects(BENCH, summary(measured))["coupled"], {"steps": 2}, Rule())
+    assert np.isnan(made.vitality).all() and made.choice.layers == () and made.halves is None
 
 
 def test_tables_say_the_same():
@@ -73,10 +125,10 @@ def test_tables_say_the_same():
 
 def test_methods_go_through_all_layers():
     expected = "coupled:begin=.1:layers=none,coupled:begin=.1:layers=0,coupled:begin=.1:layers=1"
-    assert each_layer("coupled:begin=.1", 2) == expected
+    assert each_layer("coupled:begin=.1", range(2)) == expected
     for text in ("coupled:layers=3", "none"):
         with pytest.raises(SettingError, match=f"{text} in methods has layers of its own"):
-            each_layer(text, 2)
+            each_layer(text, range(2))
 
 
 def test_a_run_says_what_each_layer_is_worth(flow, tmp_path):
@@ -135,10 +187,21 @@ def test_the_command_goes_through_layers_on_photos(checkpoint, lines, tmp_path, 
     assert Image.open(out / "layers-1.png").width > 500
 
 
+def test_layers_are_scored_by_edits_of_photos(checkpoint, lines, tmp_path):
+    out, clip = tmp_path / "out", ("--clip", "toyworld-clip", "--clip-tokenizer", ASSETS / "tokenizer")
+    options = ("--by", "edits", "--photos", lines, *clip, "--methods", "flowedit", "--steps", 2, "--layers", "0,3")
+    assert run("vital", "-m", checkpoint, *options, "-o", out) == 0
+    made = read_summary(out)
+    assert [score.layers for score in made.layers] == [(0,), (3,)] and made.settings["prompts"] == ["a red cat"]
+    # One picture: its own edits are the mean.
+    np.testing.assert_allclose(made.by_prompt[0].vitality, made.vitality)
+    assert Image.open(out / "vital" / "vitality.png").width > 500
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("--layers-alone", "--methods", "reference:layers=all"), "has layers of its own, and --layers-alone goes"),
+        (("--layers-alone", "--methods", "reference:layers=all"), "in --methods has layers of its own"),
         (("--layers-alone", "--beside", "nowhere", "--methods", "reference"), "no finished sweep at nowhere"),
         (("--beside", "nowhere"), "--beside has no effect without --layers-alone"),
     ],

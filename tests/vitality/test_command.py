@@ -11,6 +11,9 @@ from sflow_jax import read_layer_file
 from sflow_jax.commands.vital import describe
 from sflow_jax.storage.checkpoint import load_info
 
+# Of a sweep by edits.
+SCENES = ("--scenes", 2, "--steps", 1, "--methods", "reference")
+
 
 @pytest.fixture(scope="module")
 def arguments(checkpoint, tmp_path_factory):
@@ -71,6 +74,68 @@ def test_runs_are_compared(finished, tmp_path, capsys):
     assert "only --compare takes names of runs" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def edited(checkpoint, tmp_path_factory):
+    """Options and folder of a finished sweep by edits."""
+    folder = tmp_path_factory.mktemp("edited") / "run"
+    options = ("vital", "--model", checkpoint, "--by", "edits", *SCENES)
+    assert run(*options, "--out", folder, "--top", 2) == 0
+    return options, folder
+
+
+def test_a_sweep_by_edits_is_an_evaluation_and_a_sweep(edited, finished, checkpoint, tmp_path, capsys):
+    options, folder = edited
+    assert {"report.html", "layers.md", "summary.json", "vital"} <= {file.name for file in folder.iterdir()}
+    page = (folder / "vital" / "report.html").read_text()
+    assert "injecting alone into edits of 2 sources" in page and '"../report.html">all edits' in page
+    assert run("vital", "--compare", finished, folder, "--out", tmp_path / "compared") == 0
+    assert "Over the 5 layers that both measured, rank correlation" in capsys.readouterr().out
+    assert "each has its own scale" in (tmp_path / "compared" / "comparison.html").read_text()
+    assert run("vital", "--out", folder, "--export", tmp_path / "layers.json") == 0
+    exported = read_layer_file(tmp_path / "layers.json")
+    assert (exported.sweep["by"], exported.sweep["method"], exported.sweep["steps"]) == ("edits", "reference", 1)
+
+
+def test_a_finished_sweep_by_edits_goes_on_either_way(edited, checkpoint, capsys):
+    """With another rule, saved; and by the command that it stands for."""
+    (options, folder), known = edited, (checkpoint / "model.json").read_text()
+    before = {file: file.stat().st_mtime_ns for file in (folder / "parts").iterdir()}
+    try:
+        assert run(*options, "--out", folder, "--threshold", -100, "--save", "--force", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["choice"]["layers"] == list(range(5))
+        saved = load_info(checkpoint)
+    finally:
+        (checkpoint / "model.json").write_text(known)
+    assert saved.vital_layers == (0, 1, 2, 3, 4)
+    assert saved.vital_layers_origin == "sflow vital --by edits, reference: threshold -100, 2 sources, 1 steps"
+    same = ("--known-answers", *SCENES, "--layers-alone")
+    assert run("evaluate", "--model", checkpoint, *same, "--out", folder) == 0
+    assert {file: file.stat().st_mtime_ns for file in (folder / "parts").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--scenes", 1, "--adaptive"), "--adaptive has no effect with --by edits"),
+        (("--scenes", 1, "--dry-run"), "--dry-run has no effect with --by edits"),
+        (("--scenes", 1, "--clip", "toyworld-clip"), "--clip has no effect on scenes"),
+        (("--scenes", 1, "--methods", "coupled,uniinv"), "--methods must be one"),
+        (("--scenes", 1, "--methods", "coupled:layers=all"), "has layers of its own"),
+        (("--scenes", 1, "--methods", "faster"), "unknown method faster"),
+        (("--scenes", 1, "--layers", "none"), "--layers names no layer"),
+        (("--scenes", 1, "--top", 9), "--top 9 is more than the 5 layers"),
+        (("--scenes", 0), "--scenes must be at least 1"),
+        (("--scenes", 1, "--photos", "lines.csv"), "give --photos, or --scenes and --sources, not both"),
+        (("--photos", "lines.csv"), "--clip is needed with --photos"),
+        (("--photos", "nowhere.csv", "--clip", "toyworld-clip"), "no file at nowhere.csv"),
+        ((), "--photos is needed"),
+    ],
+)
+def test_bad_sweeps_by_edits(options, message, checkpoint, tmp_path, capsys):
+    assert run("vital", "--model", checkpoint, "--by", "edits", *options, "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_gallery_links_to_the_pictures(finished):
     links = re.findall(r'<a href="(pictures/[^"]*)"', (finished / "pictures.html").read_text())
     assert len(links) == len(set(links)) == len(list((finished / "pictures").iterdir()))
@@ -101,6 +166,7 @@ def test_changed_scores_are_no_findings(finished, tmp_path, capsys):
         (("--worker", "3/2"), "--worker must be"),
         (("--features", "toyworld-clip"), "where a dinov2 is needed"),
         (("--prompts", "nowhere.txt"), "cannot read prompts"),
+        (("--scenes", 2), "--scenes has no effect without --by edits"),
     ],
 )
 def test_bad_input(arguments, finished, options, message, capsys):
