@@ -8,7 +8,7 @@ from sflow_jax.commands.command import Command
 from sflow_jax.commands.options import Chosen, model_options, refuse_unused, settings_options, worker_of
 from sflow_jax.commands.output import say, shown
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import EvaluationSettings
+from sflow_jax.settings import PICTURES, EvaluationSettings
 
 if TYPE_CHECKING:
     from sflow_jax.evaluation.cases import Benchmark
@@ -105,14 +105,11 @@ def compare(
     from sflow_jax.evaluation.methods import check_methods, each_layer, parse_methods
     from sflow_jax.evaluation.run import evaluate
     from sflow_jax.pipeline import StableFlow
-    from sflow_jax.vitality.find import read_summary
 
     check_methods(StableFlow.edit, parse_methods(settings.methods))
     if settings.layers_alone:
         each_layer(settings.methods, ())
-    vitality = (
-        None if beside is None else {score.layers[0]: score.vitality for score in read_summary(beside).layers}
-    )
+    vitality = None if beside is None else vitality_of(beside)
     own, together = worker_of(worker, chosen), chosen.coordinator is not None
     benchmark = open_benchmark(chosen, files, settings)
     flow, _ = chosen.load(alone=True)
@@ -125,6 +122,16 @@ def compare(
     elif reports:
         alone = to_markdown(layers_alone(benchmark, summary, vitality))
         say("\n".join(part for part in (summary.to_markdown(), alone, f"{out}/report.html") if part))
+
+
+def vitality_of(run: str) -> dict[int, float]:
+    """Layer → its vitality by a finished sweep; SettingError for one by edits, which says what this will say."""
+    from sflow_jax.vitality.find import read_summary
+
+    found = read_summary(run)
+    if found.by != PICTURES:
+        raise SettingError(f"`beside` takes a sweep by {PICTURES}, {run} is one by {found.by}")
+    return {score.layers[0]: score.vitality for score in found.layers}
 
 
 def open_benchmark(chosen: Chosen, files: dict[str, str | None], settings: EvaluationSettings) -> "Benchmark":

@@ -198,6 +198,14 @@ def test_layers_are_scored_by_edits_of_photos(checkpoint, lines, tmp_path):
     assert Image.open(out / "vital" / "vitality.png").width > 500
 
 
+def test_a_sweep_by_edits_is_not_shown_beside_itself(checkpoint, tmp_path, capsys):
+    made = summarise_effects(layer_effects(BENCH, summary())["coupled"], {"steps": 20}, Rule())
+    (tmp_path / "scores.json").write_text(made.to_json())
+    options = ("--known-answers", "--layers-alone", "--methods", "reference", "--beside", tmp_path)
+    assert run("evaluate", "-m", checkpoint, *options, "-o", tmp_path / "out") == 2
+    assert "--beside takes a sweep by pictures" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
