@@ -104,6 +104,8 @@ class Painter:
         placement = dataclasses.replace(placement, mesh=as_mesh(placement.mesh))
         computed_dtype(placement.dtype)
         folder, info = find_model(checkpoint)
+        if placement.step_cache and info.family.reused_width(info.configs) is None:
+            raise SettingError(f"{info.title} has no `step_cache`: its layers cannot be left out; leave it at 0")
         # What can be wrong is looked for before anything large is read.
         check_networks(folder, info.configs)
         tokenizers = {key: load_tokenizer(folder / place) for key, place in info.tokenizers.items()}
@@ -362,6 +364,7 @@ class Painter:
             mesh=self.mesh,
             kernel=self.placement.attention,
             step_cache=self.placement.step_cache,
+            reused_width=self.family.reused_width(self.info.configs),
         )
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from made_up import WORDS, MadeUp, PixelsConfig, TinyConfig, WordsConfig
 
 from sflow_jax import Placement, StableFlow, SweepSettings
+from sflow_jax.errors import SettingError
 from sflow_jax.families.registry import FAMILIES
 from sflow_jax.models.layers import parameters
 from sflow_jax.models.layout import Layout
@@ -153,6 +154,15 @@ def test_every_command_takes_it(made_up, tmp_path, capsys):
     assert "Made-up small" in (said := capsys.readouterr().out) and "3 joint blocks" in said
     assert run("generate", "-m", made_up, "-p", "a cat", *size, "-o", tmp_path / "generated") == 0
     assert run("edit", "-m", made_up, "-p", "a cat", "-e", "dog", *size, "-o", tmp_path / "edited") == 0
+
+
+def test_step_caching_is_refused_where_the_family_has_none(made_up, monkeypatch, capsys):
+    """By what the family says, before any network is read."""
+    monkeypatch.setattr("sflow_jax.painter.load_network", lambda *_: pytest.fail("a network was read"))
+    with pytest.raises(SettingError, match="Made-up small has no step_cache"):
+        StableFlow.load(made_up, step_cache=0.1)
+    assert run("generate", "-m", made_up, "-p", "a cat", "--step-cache", 0.1, "-o", made_up / "no") == 2
+    assert "Made-up small has no --step-cache" in capsys.readouterr().err
 
 
 def test_an_unknown_family_is_named(made_up, tmp_path):

@@ -148,6 +148,11 @@ class Family(abc.ABC):
         """Editing method → settings that a model of these sizes wants otherwise than `editing.methods.METHODS`."""
         return {}
 
+    def reused_width(self, configs: Configs) -> int | None:
+        """Hidden size of the image tokens that step caching keeps; None where the network does not take
+        `Interventions.cache`, and step caching is refused."""
+        return None
+
     def own_attentions(self, configs: Configs) -> int:
         """How many layers also have an attention of the image alone, with keys and values of its own."""
         return 0

@@ -161,6 +161,9 @@ class Flux1(Family):
         config = configs["transformer"]
         return (2 * config.double_blocks + config.single_blocks) * config.width
 
+    def reused_width(self, configs: Configs) -> int:
+        return configs["transformer"].width
+
 
 @jax.jit
 def t5_features(encoder: T5Encoder, token_ids: Int[Array, "b w"]) -> Float[Array, "b w e"]:

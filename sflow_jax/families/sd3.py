@@ -154,6 +154,9 @@ class StableDiffusion3(Family):
         config = configs["transformer"]
         return (2 * config.layers + config.dual_layers) * config.width
 
+    def reused_width(self, configs: Configs) -> int:
+        return configs["transformer"].width
+
 
 @jax.jit
 def _t5_features(encoder: T5Encoder, token_ids: Int[Array, "b w"]) -> Float[Array, "b w e"]:

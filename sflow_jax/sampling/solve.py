@@ -139,9 +139,10 @@ class Solve:
         mesh: Mesh | None,
         kernel: str,
         step_cache: float = 0.0,
+        reused_width: int | None = None,
     ):
         """conditioning: one row an element, or two where guidance has branches. step_cache: least change, see
-        `models.reuse`; 0 is off."""
+        `models.reuse`; 0 is off. reused_width: of the family, which it needs."""
         batch = len(guidance)
         self.sharding = batch_sharding(mesh, groups)
         # On the host like all arrays of a step: a committed one would compile another program.
@@ -149,7 +150,7 @@ class Solve:
         self.step_cache = step_cache
         self.reuse = None
         if step_cache:
-            shape = (len(conditioning), canvas.tokens, transformer.config.width)
+            shape = (len(conditioning), canvas.tokens, reused_width)
             self.reuse = functools.partial(Reuse.blank, shape, parameter_dtype(transformer))
         self.step = functools.partial(
             take_step,
