@@ -1,6 +1,5 @@
 """Layers shared by the networks. Statistics are float32 whatever the weights' dtype."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,25 +72,33 @@ class Linear(nnx.Module):
         """Without the bias."""
         kernel, last = self.kernel.get_value(), x.ndim - self.input_axes
         ours, theirs = tuple(range(last, x.ndim)), tuple(range(self.input_axes))
-        if not is_quantised(kernel):
+
+        def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
             return jax.lax.dot_general(x, kernel, ((ours, theirs), ((), ())))
-        rows, row_scale = x, None
-        if kernel.qtype == FP8:
-            # Stored [*outputs, *inputs]: a GPU takes both sides by rows, and would turn all kernels in every step.
-            theirs = tuple(range(kernel.qvalue.ndim - self.input_axes, kernel.qvalue.ndim))
-            rows = qwix.quantize(x, FP8, channelwise_axes=range(last), scale_dtype=jnp.float32)
-            rows, row_scale = rows.qvalue, rows.scale
-        else:
-            kernel = dataclasses.replace(kernel, qvalue=kernel.qvalue.astype(x.dtype))
+
+        def scaled_first(x: jax.Array, kernel: qwix.QArray) -> jax.Array:
+            return times(x, (kernel.qvalue.astype(jnp.float32) * kernel.scale).astype(x.dtype))
+
+        def scaled_last(x: jax.Array, kernel: qwix.QArray) -> jax.Array:
+            y = times(x, kernel.qvalue.astype(x.dtype)).astype(jnp.float32)
+            return (y * kernel.scale.reshape((1,) * last + y.shape[last:])).astype(x.dtype)
+
+        if not is_quantised(kernel):
+            return times(x, kernel)
+        if kernel.qtype != FP8:
+            # A GPU's library adds the bias and computes the activation with its product, if no scale comes between,
+            # and widened kernels are written out anyway.
+            return jax.lax.platform_dependent(x, kernel, cuda=scaled_first, default=scaled_last)
+        # Stored [*outputs, *inputs]: a GPU takes both sides by rows, and would turn all kernels in every step.
+        theirs = tuple(range(kernel.qvalue.ndim - self.input_axes, kernel.qvalue.ndim))
+        rows = qwix.quantize(x, FP8, channelwise_axes=range(last), scale_dtype=jnp.float32)
         # In the stream's own numbers, which is half of what float32 sums would be to write and to read.
         y = jax.lax.dot_general(
-            rows, kernel.qvalue, ((ours, theirs), ((), ())), preferred_element_type=x.dtype
+            rows.qvalue, kernel.qvalue, ((ours, theirs), ((), ())), preferred_element_type=x.dtype
         ).astype(jnp.float32)
         outputs = y.shape[last:]
         y = y * kernel.scale.reshape((1,) * last + outputs)
-        if row_scale is not None:
-            y = y * row_scale.reshape(x.shape[:last] + (1,) * len(outputs))
-        return y.astype(x.dtype)
+        return (y * rows.scale.reshape(x.shape[:last] + (1,) * len(outputs))).astype(x.dtype)
 
     def add_bias(self, y: jax.Array) -> jax.Array:
         """What follows the product."""
@@ -136,10 +143,17 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,)))
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    def inverse(self, x: Float[Array, "*b d"]) -> Float[Array, "*b 1"]:
+        """One over the root of the mean square, float32."""
         wide = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (wide * inverse * along_last(self.scale[...], x)).astype(x.dtype)
+        return jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + self.epsilon)
+
+    def scaled(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Times the learned scale alone, float32."""
+        return x.astype(jnp.float32) * along_last(self.scale[...], x)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return (self.scaled(x) * self.inverse(x)).astype(x.dtype)
 
 
 def sinusoids(value: Float[Array, " b"], width: int, max_period: float = 10_000.0) -> Float[Array, "b width"]:
