@@ -340,6 +340,20 @@ def test_the_source_keeps_its_own_numbers(strength, dtype):
     assert relative(moved[::3].astype(jnp.float32), x[::3].astype(jnp.float32)) <= ROUNDING
 
 
+@pytest.mark.parametrize("regional", [False, True], ids=["everywhere", "in a region"])
+@pytest.mark.parametrize("absent", [False, True], ids=["source present", "source absent"])
+def test_text_in_front_of_injected_tokens_stays_as_it_is(absent, regional):
+    random = np.random.default_rng(0)
+    x, lent = (random.standard_normal(shape).astype(np.float32) for shape in ((6, 9, 2, 4), (2, 6, 2, 4)))
+    strength = random.random(6).astype(np.float32)
+    region = random.random((6, 6)).astype(np.float32) if regional else None
+    shared = strength, region, 3, lent if absent else None
+    joint = jax.jit(inject_source, static_argnums=(3, 5))(x, *shared, 3)
+    np.testing.assert_array_equal(joint[:, :3], x[:, :3])
+    alone = jax.jit(inject_source, static_argnums=3)(x[:, 3:], *shared)
+    assert relative(joint[:, 3:], alone) <= ROUNDING
+
+
 def test_injection_among_equal_members_changes_nothing(pair):
     same = pair.inputs.rows(0, 0, 0)
     plain = pair.call(filled(nothing()).interventions(0), same).velocity

@@ -107,34 +107,45 @@ def of_source(
 
 
 def inject_source(
-    x: Float[Array, "b s h k"],
+    x: Float[Array, "b words_plus_s h k"],
     strength: Float[AnyArray, " b"] | None,
     region: Float[AnyArray, "b s"] | None,
     members: int,
     lent: Float[Array, "g s h k"] | None = None,
-) -> Float[Array, "b s h k"]:
-    """Move each element's image keys (or values) towards those of its group's source: exactly there at 1."""
+    words: int = 0,
+) -> Float[Array, "b words_plus_s h k"]:
+    """Move each element's image keys (or values) towards those of its group's source: exactly there at 1.
+
+    words: text tokens that come first and stay as they are.
+    """
     if strength is None or (members == 1 and lent is None):
         return x
-    share = injected_share(strength, region)[:, :, None, None]
+    share, tokens = injected_share(strength, region), x.shape[1] - words
+    if words:
+        # Nothing of the source is what they take: joining them with moved image tokens would copy both.
+        share = jnp.pad(jnp.broadcast_to(share, (len(share), tokens)), ((0, 0), (words, 0)))
+        lent = None if lent is None else jnp.pad(lent, ((0, 0), (words, 0), (0, 0), (0, 0)))
+    share = share[:, :, None, None]
     return ((1 - share) * x + share * of_source(x, members, lent)).astype(x.dtype)
 
 
 def inject_keys_values(
-    key: Float[Array, "b s h k"],
-    value: Float[Array, "b s h k"],
+    key: Float[Array, "b words_plus_s h k"],
+    value: Float[Array, "b words_plus_s h k"],
     layer: LayerInterventions,
     region: Float[AnyArray, "b s"] | None,
     members: int,
     lent: LentByLayer | None = None,
-) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
-    """K/V injection (Stable Flow), of image tokens. lent: by sources that are not in the batch."""
+    words: int = 0,
+) -> tuple[Float[Array, "b words_plus_s h k"], Float[Array, "b words_plus_s h k"]]:
+    """K/V injection (Stable Flow), of image tokens. lent: by sources that are not in the batch. words: text tokens
+    that come first and stay as they are."""
     if layer.inject is None:
         return key, value
     lent_key, lent_value = lent or (None, None)
     return (
-        inject_source(key, layer.inject[:, 0], region, members, lent_key),
-        inject_source(value, layer.inject[:, 1], region, members, lent_value),
+        inject_source(key, layer.inject[:, 0], region, members, lent_key, words),
+        inject_source(value, layer.inject[:, 1], region, members, lent_value, words),
     )
 
 
