@@ -113,19 +113,25 @@ def test_loops_without_a_count_are_refused():
 
 
 def test_the_full_size_step_compiles_for_an_h100(tmp_path):
-    """FLUX.1-dev at 512²: cuDNN attends in every layer, and only what the scan slices is copied."""
+    """FLUX.1-dev at 512²: cuDNN attends in every layer, and only what is sliced is copied, also of int8."""
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         pytest.skip("the GPU compiler is not installed: pip install '.[gpu-aot]'")
     out = tmp_path / "table.json"
     what = (
-        "--only h100x1 --model flux-dev --side 512 --work sweep --numbers bf16 --attention cudnn --products cublas"
+        "--only h100x1 --model flux-dev --side 512 --work sweep --numbers bf16 --numbers int8 --attention cudnn "
+        "--products cublas"
     )
     command = [sys.executable, BENCHMARKS / "gpu_aot.py", *what.split(), "--out", out]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    (row,) = json.loads(out.read_text())["rows"]
+    row, in_eight_bits = json.loads(out.read_text())["rows"]
     assert row["fits"] and row["attention_kernels"] == 19 + 38 and row["temporaries"] < 0.3e9 and not row["sent"]
     # Every weight is read once, modulation (6.5 GB) in place; the others' slices are copied: a read and a write.
     assert row["bytes"][WEIGHTS] == pytest.approx(23.8e9, rel=0.01)
     assert row["bytes"][COPIED] == pytest.approx(2 * (23.8e9 - 6.5e9), rel=0.02)
+    # Queries and keys are read twice and written once.
+    assert row["bytes"][ELEMENTWISE] + row["bytes"][CONCATENATION] < 17e9
+    # Kernels of int8 are widened as they are copied; no pass over the stream is added.
+    assert in_eight_bits["bytes"][ELEMENTWISE] == pytest.approx(row["bytes"][ELEMENTWISE], rel=0.01)
+    assert sum(in_eight_bits["seconds"].values()) < 1.01 * sum(row["seconds"].values())
     assert "| h100x1 | flux-dev | 512 | sweep |" in out.with_suffix(".md").read_text()
