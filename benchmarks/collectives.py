@@ -7,6 +7,8 @@ from collections import Counter
 from hlo import BYTES, CALL, LOOP, SHAPE, computations, trips
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# A TPU's compiler may spread one collective over the kernels that run meanwhile: a part of it stands in each.
+STARTED, CHANNEL = 'custom_call_target="AsyncCollectiveStart"', re.compile(r"channel_id=(\d+)")
 COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 
 
@@ -14,10 +16,12 @@ def sent(hlo: str) -> dict[str, float]:
     """Kind → bytes that one chip sends in one run of an optimised HLO module, loops counted as often as they run.
 
     Of n chips in a ring, gathering or scattering a result of s bytes sends s (n − 1)/n, reducing it twice that,
-    and a permutation s.
+    and a permutation s. What is spread over several kernels is sent once, where it starts.
     """
     parts, entry = computations(hlo)
     totals: Counter[str] = Counter()
+    starts = {name for name, lines in parts.items() if any(STARTED in line for line in lines)}
+    spread = {channel[1] for name in starts for channel in map(CHANNEL.search, parts[name]) if channel}
 
     def walk(name: str, times: int) -> None:
         for line in parts[name]:
@@ -26,6 +30,9 @@ def sent(hlo: str) -> dict[str, float]:
                 walk(body, times * trips(line, parts[condition]))
             elif call := CALL.search(line):
                 walk(call[1], times)
+            channel = CHANNEL.search(line)
+            if channel and channel[1] in spread and name not in starts:
+                continue
             if collective := COLLECTIVE.search(line):
                 shapes, kind, started = collective.groups()
                 totals[kind] += times * _bytes(shapes, kind, started is not None, _members(line))

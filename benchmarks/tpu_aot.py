@@ -47,6 +47,7 @@ from common import RESULTS, out_option, versions, write_json, write_text
 from jax.experimental import topologies
 from jax.stages import Lowered
 from tqdm.auto import tqdm
+from traffic import copied_in_loops, kernels
 
 from sflow_jax.catalogue import find_info
 from sflow_jax.families.flux1 import t5_features
@@ -175,10 +176,11 @@ def measure(case: Case, side: int) -> Row:
     row = {**case, "side": side, "chips": count, "compile_seconds": round(seconds, 1)}
     # One chip has no room for T5, which waits on the host.
     row |= memory_figures(case, placement, compiled, apart=("t5",) if count == 1 else ())
-    row |= {"chip_memory": chip.memory, "sent": sent(compiled.as_text())}
+    hlo = compiled.as_text()
+    row |= {"chip_memory": chip.memory, "sent": sent(hlo)}
     row["fits"] = row["memory"] <= chip.memory
     if case["network"] == "transformer":
-        row |= least_times(case, side, row)
+        row |= least_times(case, side, row) | {"weights_copied": copied_in_loops(kernels(hlo))}
     return row
 
 

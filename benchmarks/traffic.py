@@ -23,6 +23,8 @@ TIME_KINDS = (COPIED, PRODUCTS, ELEMENTWISE, ATTENTION, CONCATENATION)
 # Values that are another's bytes under another name, and instructions that move none.
 VIEWS = ("bitcast", "get-tuple-element", "opt-barrier")
 FREE = (*VIEWS, "parameter", "constant", "tuple", "while", "after-all", "partition-id")
+# A TPU's products are written as convolutions.
+DOTS = ("dot", "convolution")
 # Arguments of the step that are the transformer's weights.
 NETWORK = re.compile(r"^\s*%?transformer[_.]|op_name=\"transformer[.\[]")
 # Smaller copies of weights are biases and scales of norms.
@@ -124,7 +126,7 @@ class _Module:
     def _kind(self, one: Instruction, inner: list[Instruction], of_weights: int, others: int) -> str:
         if "fmha" in one.text:
             return ATTENTION
-        if _is_product(one) or any(part.opcode == "dot" for part in inner) or "triton_nested_gemm" in one.text:
+        if _is_product(one) or any(part.opcode in DOTS for part in inner) or "triton_nested_gemm" in one.text:
             return PRODUCTS
         # What weights are multiplied with is small for one vector a picture: such a reduction is a product too.
         if any(part.opcode == "reduce" for part in inner) and of_weights > max(others, LEAST_COPY):
@@ -197,6 +199,11 @@ def bytes_by_kind(found: list[Kernel]) -> dict[str, int]:
         else:
             totals[kernel.kind] += kernel.times * (kernel.weights + kernel.others)
     return dict(totals)
+
+
+def copied_in_loops(found: list[Kernel]) -> int:
+    """Bytes of weights that loops copy before their products, what is copied asynchronously among them."""
+    return sum(kernel.times * kernel.weights for kernel in found if kernel.kind == COPIED and kernel.times > 1)
 
 
 def seconds_by_kind(found: list[Kernel], flops: float, bandwidth: float, speedup: float) -> dict[str, float]:
