@@ -16,7 +16,8 @@ from sflow_jax.models.attention import (
     self_attention,
     xla_attention,
 )
-from sflow_jax.models.flux1 import normed_and_rotated, rotated_and_normed
+from sflow_jax.models.flux1 import Unturned, injected_and_rotated, normed_and_rotated, rotated_and_normed
+from sflow_jax.models.interventions import inject_source, joint_share
 from sflow_jax.models.layers import RMSNorm
 from sflow_jax.planning.lowering import lower_step
 from sflow_jax.settings import Placement
@@ -230,16 +231,35 @@ def test_sources_that_do_not_count_are_not_seen_however_large_their_scores():
     assert relative(ours, xla_attention(query, key, value)) < 2e-6
 
 
+def unturned(dtype: str) -> Unturned:
+    """Two groups of three, three text and six image tokens."""
+    random = np.random.default_rng(0)
+    norm, angles = RMSNorm(8, 1e-6), jnp.asarray(random.uniform(-9, 9, (9, 4)), jnp.float32)
+    norm.scale[...] = jnp.asarray(random.uniform(0.5, 2, 8), dtype)
+    return Unturned(jnp.asarray(random.standard_normal((6, 9, 3, 8)) * 10, dtype), norm, angles)
+
+
 @pytest.mark.parametrize("dtype, most", [("float32", 1e-6), ("bfloat16", 1e-2)])
 def test_gpus_divide_heads_by_their_length_after_the_rotation(dtype, most):
     """The order of NVIDIA GPUs gives the numbers of the other platforms, and is what is lowered for them."""
-    random = np.random.default_rng(0)
-    norm, angles = RMSNorm(8, 1e-6), jnp.asarray(random.uniform(-9, 9, (5, 4)), jnp.float32)
-    norm.scale[...] = jnp.asarray(random.uniform(0.5, 2, 8), dtype)
-    x = jnp.asarray(random.standard_normal((2, 5, 3, 8)) * 10, dtype)
-    ours, others = rotated_and_normed(x, norm, angles), jax.jit(normed_and_rotated)(x, norm, angles)
+    heads = unturned(dtype)
+    ours, others = rotated_and_normed(heads), jax.jit(normed_and_rotated)(heads)
     assert ours.dtype == others.dtype == dtype
     assert relative(ours.astype(jnp.float32), others.astype(jnp.float32)) <= most
-    traced = jax.jit(normed_and_rotated).trace(x, norm, angles)
+    traced = jax.jit(normed_and_rotated).trace(heads)
     programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "tpu", "cpu")}
     assert [name for name, text in programs.items() if text.find("rsqrt") > text.find("concatenate")] == ["cuda"]
+
+
+@pytest.mark.parametrize("regional", [False, True], ids=["everywhere", "in a region"])
+@pytest.mark.parametrize("dtype, most", [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_gpus_mix_keys_before_the_rotation(dtype, most, regional):
+    """Members take from the source of their own group, image tokens alone, as on the other platforms."""
+    random = np.random.default_rng(1)
+    strength = jnp.asarray(random.random(6), jnp.float32)
+    region = jnp.asarray(random.random((6, 6)), jnp.float32) if regional else None
+    heads = unturned(dtype)
+    ours = injected_and_rotated(heads, joint_share(strength, region, 3, 6), 3)
+    others = inject_source(normed_and_rotated(heads), strength, region, 3, None, 3)
+    assert ours.dtype == others.dtype == dtype
+    assert relative(ours.astype(jnp.float32), others.astype(jnp.float32)) <= most

@@ -5,7 +5,8 @@ d hidden size, h heads, k head dimension, f MLP width, n layers (numbered global
 """
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from sflow_jax.models.interventions import (
     Interventions,
     LayerInterventions,
     inject_keys_values,
+    joint_share,
+    of_source,
     scale_gate,
     scale_heads,
     scale_tokens,
@@ -175,10 +178,17 @@ class Call:
         key: Float[Array, "b words_plus_s h k"],
         value: Float[Array, "b words_plus_s h k"],
         layer: LayerInterventions,
+        unturned: "Unturned",
         words: int = 0,
     ) -> tuple[Float[Array, "b words_plus_s h k"], Float[Array, "b words_plus_s h k"]]:
-        """Image keys and values moved to the source's, behind so many text tokens."""
-        return inject_keys_values(key, value, layer, self.region, self.layout.members, self.lent, words)
+        """Image keys and values moved to the source's, behind so many text tokens. unturned: of the keys."""
+        members, region = self.layout.members, self.region
+        moved, value = inject_keys_values(key, value, layer, region, members, self.lent, words)
+        if layer.inject is None or members == 1 or self.lent is not None or layer.key_shift is not None:
+            return moved, value
+        share = joint_share(layer.inject[:, 0], region, words, key.shape[1] - words)
+        at_once = functools.partial(injected_and_rotated, unturned, share, members)
+        return jax.lax.platform_dependent(cuda=at_once, default=lambda: moved), value
 
     def attend(
         self,
@@ -201,26 +211,43 @@ class Call:
         return rotate(key, rotary_angles(moved, self.axes, self.theta)[:, None])
 
 
-def normed_and_rotated(
-    x: Float[Array, "b l h k"], norm: RMSNorm, angles: Float[Array, "l half_k"]
-) -> Float[Array, "b l h k"]:
+class Unturned(NamedTuple):
+    """Queries or keys as their product has them, with what normalises and rotates them."""
+
+    x: Float[Array, "b l h k"]
+    norm: RMSNorm
+    angles: Float[Array, "l half_k"]
+
+
+def normed_and_rotated(heads: Unturned) -> Float[Array, "b l h k"]:
     """Queries or keys, normalised and then rotated; on NVIDIA GPUs in two passes over memory instead of three."""
     # Chosen when the program is lowered, since it may be for another platform than this process's.
-    return jax.lax.platform_dependent(x, norm, angles, cuda=rotated_and_normed, default=_in_turn)
+    return jax.lax.platform_dependent(heads, cuda=rotated_and_normed, default=_in_turn)
 
 
-def _in_turn(x: jax.Array, norm: RMSNorm, angles: jax.Array) -> jax.Array:
-    return rotate(norm(x), angles)
+def _in_turn(heads: Unturned) -> jax.Array:
+    return rotate(heads.norm(heads.x), heads.angles)
 
 
-def rotated_and_normed(
-    x: Float[Array, "b l h k"], norm: RMSNorm, angles: Float[Array, "l half_k"]
-) -> Float[Array, "b l h k"]:
+def rotated_and_normed(heads: Unturned) -> Float[Array, "b l h k"]:
     """The same, rounded once: all of it but a head's length is linear, so that is divided by at the end.
 
     Lengths are one pass over x, the rest another; in turn, XLA would write out the normalised heads in between.
     """
+    x, norm, angles = heads
     return (rotate(norm.scaled(x), angles) * norm.inverse(x)).astype(x.dtype)
+
+
+def injected_and_rotated(heads: Unturned, share: Float[Array, "b l"], members: int) -> Float[Array, "b l h k"]:
+    """Keys normalised and rotated, and moved by a share to those of the group's source; rounded once.
+
+    They are mixed before they are rotated, or XLA would write out the source's rotated keys. A head's length and
+    share are one number, or XLA would write out the normalised keys.
+    """
+    x, norm, angles = heads
+    share, inverse, scaled = share[:, :, None, None], norm.inverse(x), norm.scaled(x)
+    mixed = (1 - share) * inverse * scaled + share * of_source(inverse, members) * of_source(scaled, members)
+    return rotate(mixed, angles).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -233,11 +260,11 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(config.head_dim, config.epsilon)
         self.out = Linear(heads, config.width, rngs=rngs)
 
-    def project(self, x: Float[Array, "b l d"], angles: Float[Array, "l half_k"]) -> QueryKeyValue:
-        """Queries and keys normalised and rotated, values as they are."""
+    def project(self, x: Float[Array, "b l d"], angles: Float[Array, "l half_k"]) -> tuple[QueryKeyValue, Unturned]:
+        """Queries and keys normalised and rotated, values as they are; and what the keys are of."""
         query, key, value = self.qkv.split(x)
-        query = normed_and_rotated(query, self.query_norm, angles)
-        return QueryKeyValue(query, normed_and_rotated(key, self.key_norm, angles), value)
+        query, key = Unturned(query, self.query_norm, angles), Unturned(key, self.key_norm, angles)
+        return QueryKeyValue(normed_and_rotated(query), normed_and_rotated(key), value), key
 
 
 class Stream(nnx.Module):
@@ -253,8 +280,8 @@ class Stream(nnx.Module):
 
     def project(
         self, x: Float[Array, "b l d"], modulation: Modulation, angles: Float[Array, "l half_k"]
-    ) -> QueryKeyValue:
-        """q, k and v of the normalised stream."""
+    ) -> tuple[QueryKeyValue, Unturned]:
+        """q, k and v of the normalised stream; and what the keys are of."""
         return self.attention.project(modulate(x, modulation.shift, modulation.scale, self.epsilon), angles)
 
     def add_attention(
@@ -292,10 +319,10 @@ class DoubleBlock(nnx.Module):
         text = scale_tokens(text, layer.text)
         text_attention, text_mlp = split_modulation(numbers.text, 2)
         image_attention, image_mlp = split_modulation(numbers.image, 2)
-        text_query, text_key, text_value = self.text.project(text, text_attention, angles[:words])
-        query, own_key, own_value = self.image.project(image, image_attention, angles[words:])
+        (text_query, text_key, text_value), _ = self.text.project(text, text_attention, angles[:words])
+        (query, own_key, own_value), unturned = self.image.project(image, image_attention, angles[words:])
         shifted = call.shift_keys(own_key, layer.key_shift)
-        key, value = call.inject(shifted, own_value, layer)
+        key, value = call.inject(shifted, own_value, layer, unturned)
         mixed, seen = call.attend(
             jnp.concatenate([text_query, query], axis=1),
             jnp.concatenate([text_key, key], axis=1),
@@ -340,9 +367,12 @@ class SingleBlock(nnx.Module):
             x = jnp.concatenate([scale_tokens(x[:, :words], layer.text), x[:, words:]], axis=1)
         (modulation,) = split_modulation(numbers, 1)
         normed = modulate(x, modulation.shift, modulation.scale, self.epsilon)
-        query, own_key, own_value = self.attention.project(normed, angles)
+        (query, own_key, own_value), unturned = self.attention.project(normed, angles)
         of_image = call.shift_keys(own_key[:, words:], layer.key_shift), own_value[:, words:]
-        key, value = self._intervened(own_key, own_value, of_image, layer, call)
+        shifted = own_key
+        if layer.key_shift is not None:
+            shifted = jnp.concatenate([own_key[:, :words], of_image[0]], axis=1)
+        key, value = call.inject(shifted, own_value, layer, unturned, words)
         mixed, seen = call.attend(query, key, value, layer)
         mixed = scale_heads(mixed, layer.heads, layer.attention)
         hidden = scale_tokens(jax.nn.gelu(self.mlp_in(normed), approximate=True), layer.mlp)
@@ -353,19 +383,6 @@ class SingleBlock(nnx.Module):
             keys=own_key[:, words:], values=own_value[:, words:], text=x[:, :words], image=x[:, words:],
             attention=seen, lent=layout.lent(*of_image),
         )  # fmt: skip
-
-    def _intervened(
-        self,
-        key: Float[Array, "b l h k"],
-        value: Float[Array, "b l h k"],
-        of_image: tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]],
-        layer: LayerInterventions,
-        call: Call,
-    ) -> tuple[Float[Array, "b l h k"], Float[Array, "b l h k"]]:
-        """Keys and values whose image part may be moved, or the source's. of_image: that part, moved."""
-        if layer.key_shift is not None:
-            key = jnp.concatenate([key[:, : call.words], of_image[0]], axis=1)
-        return call.inject(key, value, layer, call.words)
 
     def _biased(self, update: Float[Array, "b l d"], layer: LayerInterventions) -> Float[Array, "b l d"]:
         """With the bias that attention and MLP share: it stays as long as one of them does."""

@@ -97,9 +97,17 @@ def injected_share(
     return share.astype(jnp.float32)
 
 
+def joint_share(
+    strength: Float[AnyArray, " b"], region: Float[AnyArray, "b s"] | None, words: int, tokens: int
+) -> Float[Array, "b words_plus_tokens"]:
+    """The same of text and image tokens: text in front, `words` of them, moves nowhere."""
+    share = injected_share(strength, region)
+    return jnp.pad(jnp.broadcast_to(share, (len(share), tokens)), ((0, 0), (words, 0)))
+
+
 def of_source(
-    x: Float[Array, "b s h k"], members: int, lent: Float[Array, "g s h k"] | None = None
-) -> Float[Array, "b s h k"]:
+    x: Float[Array, "b s h any"], members: int, lent: Float[Array, "g s h any"] | None = None
+) -> Float[Array, "b s h any"]:
     """Every element's source's: its group's member 0's, or what a source outside the batch lends."""
     grouped = x.reshape(-1, members, *x.shape[1:])
     first = grouped[:, :1] if lent is None else lent[:, None]
@@ -120,12 +128,9 @@ def inject_source(
     """
     if strength is None or (members == 1 and lent is None):
         return x
-    share, tokens = injected_share(strength, region), x.shape[1] - words
-    if words:
-        # Nothing of the source is what they take: joining them with moved image tokens would copy both.
-        share = jnp.pad(jnp.broadcast_to(share, (len(share), tokens)), ((0, 0), (words, 0)))
-        lent = None if lent is None else jnp.pad(lent, ((0, 0), (words, 0), (0, 0), (0, 0)))
-    share = share[:, :, None, None]
+    # One pass over all tokens: joining text with moved image tokens would copy both.
+    share = joint_share(strength, region, words, x.shape[1] - words)[:, :, None, None]
+    lent = None if lent is None else jnp.pad(lent, ((0, 0), (words, 0), (0, 0), (0, 0)))
     return ((1 - share) * x + share * of_source(x, members, lent)).astype(x.dtype)
 
 
