@@ -1,17 +1,23 @@
 """Placement on eight fake devices: the table covers every parameter, and the mesh changes no result."""
 
+import functools
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative
-from jax.sharding import PartitionSpec
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sflow_jax.catalogue import find_info
 from sflow_jax.families.flux1 import FLUX1
 from sflow_jax.machine.meshes import batch_sharding, make_mesh, parse_mesh, partition_spec
 from sflow_jax.models.clip import ClipTextConfig
 from sflow_jax.models.flux1 import FluxConfig
-from sflow_jax.models.layers import parameters
+from sflow_jax.models.layers import Linear, of_every_block, parameters, stacked, with_parameters
+from sflow_jax.models.layout import Layout
 from sflow_jax.models.t5 import T5Config
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.planning.lowering import lower_step
@@ -104,3 +110,29 @@ def test_unmatched_and_undivided_parameters_are_named():
         partition_spec("mystery.weight", (4, 4), mesh)
     with pytest.raises(ValueError, match="size 12, cannot be split over tensor=8"):
         partition_spec("transformer.single_blocks.attention.qkv.kernel", (2, 24, 3, 12, 8), mesh)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 4}, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}], ids=str)
+def test_modulation_of_all_blocks_gathers_no_kernels(sizes):
+    """Devices add up products with their own rows of all kernels, and results are those of one device."""
+    mesh = make_mesh(sizes)
+    layout = Layout(sharding=batch_sharding(mesh, 4))
+    stack = stacked(3, lambda rngs: Linear(8, 12, rngs=rngs), nnx.Rngs(0))
+    stack.bias[...] = jnp.arange(36.0).reshape(3, 12)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8)), jnp.float32)
+    shapes = {path: leaf.shape for path, leaf in parameters(stack).items()}
+    places = {
+        path: NamedSharding(mesh, partition_spec(f"transformer.blocks.modulation.{path}", shape, mesh))
+        for path, shape in shapes.items()
+    }
+    split = with_parameters(stack, {path: jax.device_put(x, places[path]) for path, x in parameters(stack).items()})
+
+    @jax.jit
+    def modulations(stack, x):
+        return layout.products_of_vectors(functools.partial(of_every_block, stack), x)
+
+    rows = jax.device_put(x, layout.sharding)
+    assert relative(modulations(split, rows), of_every_block(stack, x)) <= 1e-6
+    gathered = re.findall(r"f32\[([\d,]+)\]\S* all-gather", modulations.lower(split, rows).compile().as_text())
+    # Results are [3, 4, 12], kernels [3, 8, 12].
+    assert not [shape for shape in gathered if shape.startswith("3,8,")]

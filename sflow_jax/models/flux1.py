@@ -426,7 +426,7 @@ class Flux(nnx.Module):
         """What modulates all double blocks, and all single blocks: a few megabytes a picture at most."""
 
         def all_of(linear: Linear) -> jax.Array:
-            return jax.vmap(layout.keep_whole)(of_every_block(linear, vector))
+            return layout.products_of_vectors(functools.partial(of_every_block, linear), vector)
 
         streams = self.double_blocks
         numbers = Numbers(all_of(streams.text.modulation), all_of(streams.image.modulation))

@@ -1,14 +1,16 @@
 """What every layer needs to know about a call, beside its arrays."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
+from sflow_jax.machine.meshes import FSDP, TENSOR
 from sflow_jax.models.attention import attention_weights, extended_attention, joint_attention
 from sflow_jax.models.interventions import LayerInterventions, injected_share, of_source
 from sflow_jax.models.lending import LentByLayer
@@ -41,6 +43,26 @@ class Layout:
         Without this the compiler splits it by columns like the modulation, and gathers it again at every product.
         """
         return jax.lax.with_sharding_constraint(x, self.sharding) if self.sharding is not None else x
+
+    def products_of_vectors(
+        self, multiply: Callable[[jax.Array], jax.Array], x: Float[Array, "b d"]
+    ) -> Float[Array, "n b o"]:
+        """What kernels of many blocks make of one vector a picture, whole on every device.
+
+        Devices that split the kernels' rows (`fsdp`) add up these small results. Split by pictures from the start,
+        they would gather the kernels of all blocks at once.
+        """
+        if not isinstance(self.sharding, NamedSharding):
+            return multiply(x)
+        mesh, groups = self.sharding.mesh, (*self.sharding.spec, None)[0]
+        groups = groups if isinstance(groups, tuple) else (groups,)
+        others = tuple(axis for axis in groups if axis not in (None, FSDP))
+
+        def placed(y: jax.Array, *axes: Any) -> jax.Array:
+            return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, PartitionSpec(*axes)))
+
+        sums = placed(multiply(placed(x, others, FSDP)), None, others, TENSOR)
+        return jax.vmap(self.keep_whole)(sums)
 
     def attend(
         self, query: Float[Array, "b l h k"], key: Float[Array, "b l h k"], value: Float[Array, "b l h k"]

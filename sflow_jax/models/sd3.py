@@ -8,6 +8,7 @@ h heads, k head dimension, f MLP width, n layers (numbered globally).
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -380,8 +381,8 @@ class LastBlock(nnx.Module):
 
 def modulations(blocks: nnx.Module, vector: Float[Array, "b d"], layout: Layout) -> Numbers:
     """What modulates all blocks of a stack, in one product before the scan."""
-    streams = (of_every_block(stream.modulation, vector) for stream in (blocks.text, blocks.image))
-    return Numbers(*(jax.vmap(layout.keep_whole)(numbers) for numbers in streams))
+    products = (functools.partial(of_every_block, stream.modulation) for stream in (blocks.text, blocks.image))
+    return Numbers(*(layout.products_of_vectors(multiply, vector) for multiply in products))
 
 
 class Sd3(nnx.Module):
