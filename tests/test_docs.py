@@ -66,6 +66,26 @@ def test_the_first_page_names_every_page():
     assert all("../../README.md" in links(page) for page in PAGES[1:])
 
 
+def test_indexes_show_a_text_that_needs_no_file(tmp_path):
+    """A link to a file would lead nowhere on PyPI; the commands are those of pages."""
+    page = tmp_path / "index.md"
+    page.write_text(PROJECT["project"]["readme"]["text"])
+    assert all(target.startswith("https://") for target in links(page)) and "<img" not in page.read_text()
+    commands = [line for block in blocks(page) for line in block.code.splitlines()]
+    assert commands and set(commands) <= {line for p in PAGES for b in blocks(p) for line in b.code.splitlines()}
+
+
+def test_the_metadata_is_that_of_the_files():
+    project = PROJECT["project"]
+    assert f"## {project['version']}" in (ROOT / "sflow_jax" / "docs" / "changes.md").read_text()
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"]) and project["authors"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert not any(name.startswith("License ::") for name in project["classifiers"])  # refused beside `license`
+    oldest = project["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {oldest}" in project["classifiers"]
+    assert all(address.startswith("https://") for address in project["urls"].values())
+
+
 def test_the_wheel_has_every_package():
     """`pip install .` leaves out what is not listed; an editable installation does not show it."""
     folders = {file.parent.relative_to(ROOT) for file in ROOT.glob("sflow_jax/**/*.py")}

@@ -109,9 +109,9 @@ class EditTab:
             )  # fmt: skip
             with gr.Row():
                 self.strength = self._number("Strength", "0 to 1")
-                self.steps = self._number("Steps", f"1 to {MOST_STEPS}")
+                self.steps = self._number("Steps", f"to {MOST_STEPS}")
                 self.guidance = self._number("Guidance")
-                self.nudge = self._number("Nudge", "of photos")
+                self.nudge = self._number("Nudge", "photos")
                 self.seed = self._number("Seed", "0")
 
     def _number(self, label: str, hint: str = "") -> gr.Textbox:
@@ -122,7 +122,7 @@ class EditTab:
             self.region = gr.Radio(REGIONS, value=AUTOMATIC, label="Region", elem_id="region")
             self.load = gr.Button("Load the source to brush on it", size="sm", elem_id="load-brush")
             self.brush = gr.ImageEditor(
-                type="numpy", sources=[], transforms=[], layers=False, brush=BRUSH, label="Brush what may change",
+                type="numpy", sources=[], transforms=[], layers=False, brush=BRUSH, label="Brush",
                 canvas_size=(512, 512), height=420, buttons=[], elem_id="brush",
             )  # fmt: skip
             self.paste = gr.Checkbox(False, label="Outside it keep the photo's own pixels")
@@ -170,7 +170,7 @@ class EditTab:
         self.chosen.input(lambda: CHOSEN_LAYERS, None, self.layers, **AT_ONCE)
         self.method.change(self._describe, self.method, self.method, **AT_ONCE)
 
-    def _paint(self, request: gr.Request, *values: Any) -> Iterator[Outputs]:
+    def _paint(self, visitor: str, *values: Any) -> Iterator[Outputs]:
         *fields, before, carried, brushed = values
         try:
             form = self._form(dict(zip(FIELDS, fields)), before, carried, brushed)
@@ -182,7 +182,7 @@ class EditTab:
         def work(watch):
             return self.studio.save(paint_edit(self.studio.flow, form, self.studio.inversions, watch))
 
-        yield from watched(self.studio.desk, request.session_hash, work, self.line, self.preview, self._finished)
+        yield from watched(self.studio.desk, visitor, work, self.line, self.preview, self._finished)
 
     def _form(self, fields: dict[str, Any], before: Any, carried: dict[str, Any], brushed: Any) -> Form:
         """The page's fields as a form; files that were brought are kept under their checksums."""

@@ -58,7 +58,9 @@ class LayersTab:
             self.run = gr.Button("Run a small sweep", variant="primary", elem_id="sweep")
             self.stop = gr.Button("Stop", min_width=80)
         with gr.Row(visible=self.studio.reads_folders):
-            self.folder = gr.Textbox(label="Or the folder of a finished sflow vital run", elem_id="run-folder")
+            self.folder = gr.Textbox(
+                label="Or the folder of a finished sflow vital run", max_lines=1, elem_id="run-folder"
+            )
             self.open = gr.Button("Open", min_width=80, elem_id="open-run")
 
     def _draw_layer(self) -> None:
@@ -103,12 +105,12 @@ class LayersTab:
         bypass = [self.prompt, self.bypass, self.seed]
         in_line(self.studio.desk, self.paint, self.stop, self._paint, bypass, painted)
 
-    def _sweep(self, prompts: int, steps: int, features: str, request: gr.Request) -> Iterator[Outputs]:
+    def _sweep(self, visitor: str, prompts: int, steps: int, features: str) -> Iterator[Outputs]:
         def work(watch):
             self._check_folder(features)
             return sweep(self.studio.flow, self.studio.store.folder, prompts, steps, features or None, watch)
 
-        yield from watched(self.studio.desk, request.session_hash, work, self.line, self.preview, self._swept)
+        yield from watched(self.studio.desk, visitor, work, self.line, self.preview, self._swept)
 
     def _open(self, folder: str) -> Outputs:
         def opened() -> Outputs:
@@ -149,7 +151,7 @@ class LayersTab:
     def _cells(self, one: Bypassed, layer: int) -> list[tuple[Any, str]]:
         return [(shown(one.reference), one.prompt), (shown(one.picture), f"without layer {layer}")]
 
-    def _paint(self, prompt: str, layers: list[int], seed: int, request: gr.Request) -> Iterator[Outputs]:
+    def _paint(self, visitor: str, prompt: str, layers: list[int], seed: int) -> Iterator[Outputs]:
         chosen = tuple(sorted(layers))
 
         def work(watch):
@@ -160,4 +162,4 @@ class LayersTab:
             without = gr.update(value=shown(pictures[1]), label=f"Without layers: {html.escape(names)}")
             return {self.whole: shown(pictures[0]), self.without: without}
 
-        yield from watched(self.studio.desk, request.session_hash, work, self.line, self.preview, finished)
+        yield from watched(self.studio.desk, visitor, work, self.line, self.preview, finished)

@@ -30,11 +30,11 @@ class LearnTab:
                 1, label="Scene", precision=0, minimum=0, maximum=MOST_SCENES, min_width=80, elem_id="scene"
             )
             self.family = gr.Dropdown(
-                EDIT_FAMILIES, value="recolour", label="Edit", min_width=120, elem_id="family"
+                EDIT_FAMILIES, value="recolour", label="Edit", min_width=160, elem_id="family"
             )
-            self.method = gr.Dropdown(list(METHODS), value=PHOTO_METHOD, label="Method", min_width=120)
+            self.method = gr.Dropdown(list(METHODS), value=PHOTO_METHOD, label="Method", min_width=160)
             self.layers = gr.Dropdown(
-                [OWN_LAYERS, "vital", "all", "none"], value=OWN_LAYERS, label="Layers", min_width=120
+                [OWN_LAYERS, "vital", "all", "none"], value=OWN_LAYERS, label="Layers", min_width=200
             )
         self.captions = gr.HTML(elem_id="learn-captions")
         with gr.Row():
@@ -45,12 +45,12 @@ class LearnTab:
         with gr.Row():
             self.source = self._picture("The drawing")
             self.painted = self._picture("The model's edit")
-            self.right = self._picture("The right answer")
+            self.right = self._picture("The right answer", "third")
         self.outcome = gr.HTML(elem_id="outcome")
         self._connect()
 
-    def _picture(self, label: str) -> gr.Image:
-        return gr.Image(label=label, min_width=140, interactive=False, buttons=[])
+    def _picture(self, label: str, *classes: str) -> gr.Image:
+        return gr.Image(label=label, min_width=140, interactive=False, buttons=[], elem_classes=list(classes))
 
     def _connect(self) -> None:
         for choice in (self.scene, self.family):
@@ -74,16 +74,14 @@ class LearnTab:
             self.captions: lines, self.source: source, self.painted: None, self.right: None, self.outcome: "",
         }  # fmt: skip
 
-    def _answer(
-        self, scene: int | None, family: str, method: str, layers: str, request: gr.Request
-    ) -> Iterator[Outputs]:
+    def _answer(self, visitor: str, scene: int | None, family: str, method: str, layers: str) -> Iterator[Outputs]:
         settings = {"method": method, "layers": None if layers == OWN_LAYERS else layers}
 
         def work(watch):
             edit = draw_edit(_number(scene), family)
             return answer(self.studio.flow, self.studio.reader, edit, settings, watch)
 
-        yield from watched(self.studio.desk, request.session_hash, work, self.line, self.preview, self._finished)
+        yield from watched(self.studio.desk, visitor, work, self.line, self.preview, self._finished)
 
     def _finished(self, outcome: Outcome) -> Outputs:
         size = len(outcome.picture)

@@ -34,7 +34,10 @@ def status(text: str, share: float | None = None, problem: bool = False) -> str:
 def in_line(
     desk: Desk, start: gr.Button, stop: gr.Button, work: Callable, inputs: list[Any], outputs: list[Any]
 ) -> None:
-    """One button starts a visitor's work, which waits for its turn; the other ends it, waiting or running."""
+    """One button starts a visitor's work, which waits for its turn; the other ends it, waiting or running.
+
+    work: a generator of outputs, given the visitor's name and the inputs.
+    """
 
     def ask(request: gr.Request) -> None:
         desk.ask(request.session_hash)
@@ -42,7 +45,10 @@ def in_line(
     def end(request: gr.Request) -> None:
         desk.stop(request.session_hash)
 
-    start.click(ask, **AT_ONCE).then(work, inputs, outputs, **LINE)
+    # gradio asks whether it is a generator, which a type checker's wrapper around a `def` would hide.
+    go = lambda request, *values: (yield from work(request.session_hash, *values))
+    go.__annotations__["request"] = gr.Request
+    start.click(ask, **AT_ONCE).then(go, inputs, outputs, **LINE)
     stop.click(end, **AT_ONCE)
 
 

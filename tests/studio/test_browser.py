@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason="the studio's extra is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium in PATH")
 # Milliseconds: a first edit compiles.
-PATIENCE = 400_000
+PATIENCE = 60_000
 # Hosts that anything in this process looked up while the studio ran.
 ASKED = set()
 
