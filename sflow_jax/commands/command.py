@@ -35,7 +35,7 @@ GROUPS = {
     "Source": ("text_encoders", "autoencoder", "family", "lora"),
     "Model and machine": (
         "model", "dtype", "attention", "mesh", "quantisation", "quantize", "offload", "text_encoder", "step_cache",
-        "batch",        "edits_at_once", "kv_cache", "coordinator", "process", "worker",
+        "batch", "edits_at_once", "kv_cache", "coordinator", "process", "worker",
     ),
     "Page": ("host", "port", "open_browser", "share"),
     "Results": (

@@ -105,7 +105,7 @@ class LayersTab:
         bypass = [self.prompt, self.bypass, self.seed]
         in_line(self.studio.desk, self.paint, self.stop, self._paint, bypass, painted)
 
-    def _sweep(self, visitor: str, prompts: int, steps: int, features: str) -> Iterator[Outputs]:
+    def _sweep(self, visitor: str, prompts: int, steps: int, features: str | None) -> Iterator[Outputs]:
         def work(watch):
             self._check_folder(features)
             return sweep(self.studio.flow, self.studio.store.folder, prompts, steps, features or None, watch)
@@ -119,7 +119,7 @@ class LayersTab:
 
         return guarded(self.line, opened)
 
-    def _check_folder(self, folder: str) -> None:
+    def _check_folder(self, folder: str | None) -> None:
         """SettingError where a visitor from elsewhere names a folder of this machine."""
         if folder and not self.studio.reads_folders:
             raise SettingError("folders are opened only where the studio serves this machine alone")
