@@ -13,6 +13,7 @@ from conftest import relative
 from PIL import Image
 from processes import PATIENCE, Command, finish, start
 
+from sflow_jax import read_record
 from sflow_jax.results import Inversion
 
 
@@ -35,8 +36,10 @@ def start_together(*arguments, count: int, devices: int = 1) -> list[Command]:
 
 @pytest.fixture(scope="module")
 def edit(wide_checkpoint) -> tuple:
-    """An edit of a generated picture."""
-    return ("edit", "-m", wide_checkpoint, "-p", "a red cat", "-e", "a dog", "--layers", "0,3", "--steps", 2)
+    """Edits of a generated picture, in batches enough for a bank of the source's keys and values."""
+    edits = [part for edit in ("a dog", "a hat", "snow") for part in ("-e", edit)]
+    settings = ("--layers", "0,3", "--steps", 2, "--edits-at-once", 1)
+    return ("edit", "-m", wide_checkpoint, "-p", "a red cat", *edits, *settings)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,9 @@ def test_processes_paint_together_what_one_paints(count, edit, alone, tmp_path):
         *edit, "--mesh", f"fsdp={count},tensor=2", "--out", tmp_path / "out", count=count, devices=2
     )
     told = finish(together)
-    assert ["source and 1 edits" in said for said in told] == [True] + [False] * (count - 1)
-    for name in ("source.png", "edit-1.png"):
+    assert ["source and 3 edits" in said for said in told] == [True] + [False] * (count - 1)
+    assert read_record(tmp_path / "out" / "edit.json")["kv_cache"] == "device"
+    for name in ("source.png", "edit-1.png", "edit-3.png"):
         ours, expected = (np.asarray(Image.open(folder / name), float) for folder in (tmp_path / "out", alone))
         # Rounding to levels may fall either way.
         assert np.abs(ours - expected).max() <= 1 and np.ptp(expected) > 10

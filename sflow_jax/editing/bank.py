@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from sflow_jax.arrays import AnyArray
 from sflow_jax.errors import SettingError
-from sflow_jax.machine.meshes import on_this_host
+from sflow_jax.machine.meshes import least_of_processes, on_this_host
 from sflow_jax.models.interventions import Interventions
 from sflow_jax.models.lending import KINDS, LENT, Lent
 from sflow_jax.painter import Painter
@@ -111,14 +112,21 @@ def free_bytes(place: str) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def choose_place(asked: str, needed: int) -> str | None:
-    """Where so many bytes go; None where "auto" knows no place that surely fits. SettingError for one too small."""
+def choose_place(asked: str, needed: int, mesh: Mesh | None = None) -> str | None:
+    """Where so many bytes go; None where "auto" knows no place that surely fits. SettingError for one too small.
+
+    Processes that share a mesh choose alike.
+    """
+
+    def free(place: str) -> int:
+        return least_of_processes(free_bytes(place), mesh)
+
     if asked == AUTOMATIC:
-        fitting = (place for place in ("device", "host") if needed <= SURELY_FITS * free_bytes(place))
+        fitting = (place for place in ("device", "host") if needed <= SURELY_FITS * free(place))
         return next(fitting, None)
-    if needed > free_bytes(asked):
+    if needed > (left := free(asked)):
         raise SettingError(
-            f"`kv_cache` {asked} needs {needed / GIB:.1f} GiB and {free_bytes(asked) / GIB:.1f} are free there: "
+            f"`kv_cache` {asked} needs {needed / GIB:.1f} GiB and {left / GIB:.1f} are free there: "
             "choose another place, fewer `layers` or `steps`, or off"
         )
     return asked
@@ -165,15 +173,16 @@ class SourceBank:
         """Whether it is this source's."""
         return self.complete and self.key == key
 
-    def begin(self, key: Any, places: Int[np.ndarray, "p 2"], needed: int) -> bool:
+    def begin(self, key: Any, places: Int[np.ndarray, "p 2"], needed: int, mesh: Mesh | None = None) -> bool:
         """Whether there is room for so many bytes of a source; another one than before is forgotten.
 
-        key: what the source's row is computed from; None where an inversion, which is yet to come, says it.
+        key: what the source's row is computed from; None where an inversion, which is yet to come, says it. mesh:
+        where the model is.
         """
         if self.holds(key):
             return True
         self.clear()
-        self.key, self.places, self.chosen = key, places, choose_place(self.asked, needed)
+        self.key, self.places, self.chosen = key, places, choose_place(self.asked, needed, mesh)
         where = f"on the {self.chosen}" if self.chosen else "fit nowhere: every batch has a row for it"
         logger.info("keys and values of the source, %.2f GiB, %s", needed / GIB, where)
         return self.chosen is not None

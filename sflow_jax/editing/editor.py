@@ -262,7 +262,7 @@ class Editor:
         row = self.source_row(method, layers, steps)
         if kept is not None and kept.holds(row.key):
             return kept
-        return self.bank if self.bank is not None and self.bank.begin(*row) else None
+        return self.bank if self.bank is not None and self.bank.begin(*row, self.painter.mesh) else None
 
     def _same_branches(self, batches: list[list[int]]) -> bool:
         """Whether edits have the branches of guidance that they have beside the source, in every batch."""

@@ -60,6 +60,6 @@ def recorder(
     control = injection(method, layers, 1, painter.layers, attentions)
     taken = [takes_anything(control.interventions(i)) for i in reversed(range(method.steps))]
     places = lent_places(control, painter.info.family.own_attentions(painter.info.configs))
-    if not bank.begin(None, places, needed_bytes(painter, canvas, places, sum(taken))):
+    if not bank.begin(None, places, needed_bytes(painter, canvas, places, sum(taken)), painter.mesh):
         return None
     return Recorder(bank, Lent(places) if len(places) else None, taken)

@@ -140,6 +140,15 @@ def on_this_host(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     return array
 
 
+def least_of_processes(number: int, mesh: Mesh | None) -> int:
+    """The least over the processes of a mesh, all of which must call this; rounded to float32 where there are others."""
+    if mesh is None or len({device.process_index for device in mesh.devices.flat}) == 1:
+        return number
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    each = jax.make_array_from_callback((mesh.size,), spread, lambda _: np.full(1, number, np.float32))
+    return int(on_this_host(each).min())
+
+
 def batch_sharding(mesh: Mesh | None, groups: int) -> Sharding:
     """How arrays with a leading batch axis are placed: groups over data and fsdp where they divide evenly.
 
