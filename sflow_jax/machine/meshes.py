@@ -141,7 +141,7 @@ def on_this_host(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
 
 
 def least_of_processes(number: int, mesh: Mesh | None) -> int:
-    """The least over the processes of a mesh, all of which must call this; rounded to float32 where there are others."""
+    """The least over a mesh's processes, all of which must call this; rounded to float32 where there are others."""
     if mesh is None or len({device.process_index for device in mesh.devices.flat}) == 1:
         return number
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
