@@ -48,14 +48,14 @@ def read_captions(file: epath.PathLike) -> list[Captioned]:
     """
     path = absolute(file)
     if not path.exists() or path.is_dir():
-        raise SettingError(f"no file at {file}; `captions` takes JSON lines or CSV with {', '.join(FIELDS)}")
+        raise SettingError(f"no file at {file}: name JSON lines or CSV with {', '.join(FIELDS)}")
     try:
         text = read_text(path)
         lines = list(_csv_lines(text) if path.suffix.lower() == ".csv" else _json_lines(text))
     except (ValueError, csv.Error) as error:
         raise SettingError(f"cannot read {file}: {error}") from error
     if not lines:
-        raise SettingError(f"{file} holds no lines; `captions` takes JSON lines or CSV with {', '.join(FIELDS)}")
+        raise SettingError(f"{file} holds no lines; write JSON lines or CSV with {', '.join(FIELDS)}")
     return lines
 
 
