@@ -1,7 +1,5 @@
 """`sflow evaluate`: ways of editing compared on a benchmark."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from sflow_jax.commands.command import Command
@@ -9,9 +7,6 @@ from sflow_jax.commands.options import Chosen, model_options, refuse_unused, set
 from sflow_jax.commands.output import say, shown
 from sflow_jax.errors import SettingError
 from sflow_jax.settings import PICTURES, EvaluationSettings
-
-if TYPE_CHECKING:
-    from sflow_jax.evaluation.cases import Benchmark
 
 # What only some benchmarks use.
 OF_SCENES, OF_FILES = ("scenes", "turns", "sources"), ("features", "clip", "clip_tokenizer", "lpips")
@@ -101,6 +96,7 @@ def compare(
     out: str,
 ) -> None:
     """Evaluate, or go on with an evaluation, and say what came out."""
+    from sflow_jax.evaluation.benchmarks import open_benchmark
     from sflow_jax.evaluation.layers import layers_alone, to_markdown
     from sflow_jax.evaluation.methods import check_methods, each_layer, parse_methods
     from sflow_jax.evaluation.run import evaluate
@@ -111,7 +107,7 @@ def compare(
         each_layer(settings.methods, ())
     vitality = None if beside is None else vitality_of(beside)
     own, together = worker_of(worker, chosen), chosen.coordinator is not None
-    benchmark = open_benchmark(chosen, files, settings)
+    benchmark = open_benchmark(files, settings, chosen.check(settings), chosen.model)
     flow, _ = chosen.load(alone=True)
     reports = own.index == 0 or not together
     summary = evaluate(
@@ -132,27 +128,3 @@ def vitality_of(run: str) -> dict[int, float]:
     if found.by != PICTURES:
         raise SettingError(f"`beside` takes a sweep by {PICTURES}, {run} is one by {found.by}")
     return {score.layers[0]: score.vitality for score in found.layers}
-
-
-def open_benchmark(chosen: Chosen, files: dict[str, str | None], settings: EvaluationSettings) -> "Benchmark":
-    """The benchmark that was asked for, checked before the model's weights are read."""
-    from sflow_jax.evaluation.captions import CaptionBench, read_captions
-    from sflow_jax.evaluation.known import KnownAnswers
-    from sflow_jax.evaluation.networks import load_networks
-    from sflow_jax.evaluation.photos import PhotoBench
-    from sflow_jax.evaluation.pie import PieBench, read_mapping
-
-    info = chosen.check(settings)
-    canvas = info.canvas(settings.height, settings.width)
-    pie, captions, photos = (files[name] for name in ("pie", "captions", "photos"))
-    if pie:
-        annotations = read_mapping(pie)[: settings.limit]
-        return PieBench(pie, annotations, load_networks(settings, chosen.model, info))
-    if captions:
-        lines = read_captions(captions)[: settings.limit]
-        return CaptionBench(captions, lines, canvas, load_networks(settings, chosen.model, info))
-    if photos:
-        lines = read_captions(photos)[: settings.limit]
-        return PhotoBench.of(photos, lines, canvas, load_networks(settings, chosen.model, info), settings.seed)
-    scenes = min(settings.scenes, settings.limit or settings.scenes)
-    return KnownAnswers.on(canvas, scenes, settings.seed, settings.turns, settings.sources)

@@ -11,13 +11,10 @@ import numpy as np
 from etils import epath
 
 from sflow_jax.errors import SettingError
-from sflow_jax.evaluation.captions import read_captions
+from sflow_jax.evaluation.benchmarks import open_benchmark
 from sflow_jax.evaluation.cases import Benchmark
-from sflow_jax.evaluation.known import KnownAnswers
 from sflow_jax.evaluation.layers import Effects, known_interval, layer_effects
 from sflow_jax.evaluation.methods import check_methods, each_layer, parse_methods, recipe_of
-from sflow_jax.evaluation.networks import load_networks
-from sflow_jax.evaluation.photos import PhotoBench
 from sflow_jax.evaluation.run import evaluate
 from sflow_jax.pipeline import StableFlow
 from sflow_jax.progress import Progress
@@ -82,19 +79,8 @@ def plan_edit_sweep(settings: LayerEditSettings, info: ModelInfo, checkpoint: st
         scenes=settings.scenes or DEFAULT_SCENES,
         edits_at_once=settings.batch,
     )
-    return EditSweep(_benchmark(settings, evaluation, info, checkpoint), method, evaluation, rule)
-
-
-def _benchmark(
-    settings: LayerEditSettings, evaluation: EvaluationSettings, info: ModelInfo, checkpoint: str
-) -> Benchmark:
-    canvas = info.canvas(settings.height, settings.width)
-    if settings.photos is None:
-        scenes = min(evaluation.scenes, settings.limit or evaluation.scenes)
-        return KnownAnswers.on(canvas, scenes, settings.seed, sources=settings.sources)
-    lines = read_captions(settings.photos)[: settings.limit]
-    networks = load_networks(evaluation, checkpoint, info)
-    return PhotoBench.of(settings.photos, lines, canvas, networks, settings.seed)
+    benchmark = open_benchmark({"photos": settings.photos}, evaluation, info, checkpoint)
+    return EditSweep(benchmark, method, evaluation, rule)
 
 
 def find_layers_by_edits(
