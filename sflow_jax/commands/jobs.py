@@ -30,7 +30,7 @@ from sflow_jax.commands.output import say, shown
 from sflow_jax.commands.repeat import SOURCES, explicit
 from sflow_jax.commands.sources import ChosenSource, open_source
 from sflow_jax.errors import SettingError
-from sflow_jax.settings import EditSettings, Placement, as_record, check_bank, check_prompts
+from sflow_jax.settings import EditSettings, Placement, as_record, check_prompts
 
 if TYPE_CHECKING:
     from etils import epath
@@ -67,7 +67,7 @@ class Job:
             message = error.args[0] if isinstance(error, SettingError) else error
             raise SettingError(f"job {self.name}: {message}") from error
 
-    def check(self, info: "ModelInfo") -> ChosenSource:
+    def check(self, chosen: Chosen, info: "ModelInfo") -> ChosenSource:
         """Its source, read; SettingError for all that can be known before the model is loaded."""
         from sflow_jax.commands.methods import shaped_region
         from sflow_jax.editing.edit import guidance_of
@@ -78,7 +78,7 @@ class Job:
         for name, why in source.unused(method, self.settings):
             if getattr(self.settings, name) != getattr(EditSettings, name):
                 raise SettingError(f"`{name}` has no effect {why}; leave it out")
-        info.check(self.settings)
+        chosen.check_fit(self.settings, info)
         info.resolve_layers(self.settings.layers or method.layers)
         guidance_of(method, self.settings.guidance, 1 + len(self.edits))
         shaped_region(self.settings.region, {})
@@ -127,8 +127,7 @@ def run_jobs(chosen: Chosen, jobs: list[Job], out: str) -> None:
     waiting = []
     for job in jobs:
         with job.named():
-            check_bank(job.settings.kv_cache, chosen.placement)
-            request = job.request(job.check(info), chosen, info)
+            request = job.request(job.check(chosen, info), chosen, info)
             if not is_finished(epath.Path(out) / job.name, request):
                 waiting.append((job, request))
     if waiting:

@@ -128,10 +128,14 @@ class Chosen:
         from sflow_jax.catalogue import find_model
 
         _, info = find_model(self.model)
+        self.check_fit(settings, info)
+        return info
+
+    def check_fit(self, settings: PaintingSettings, info: "ModelInfo") -> None:
+        """SettingError where settings do not fit the checkpoint, or how it is placed."""
         info.check(settings)
         if isinstance(settings, EditSettings):
             check_bank(settings.kv_cache, self.placement)
-        return info
 
     def load(self, *, alone: bool = False) -> "tuple[StableFlow, float]":
         """The model, and the seconds it took to load. alone: on this process's devices, whatever others do."""

@@ -243,7 +243,7 @@ def described_choice(summary: "Summary") -> str:
     """The set, how it was chosen, and how sure it is."""
     choice = summary.choice
     layers = ", ".join(map(str, choice.layers)) or "none"
-    if not any(score.vitality == score.vitality for score in summary.layers):
+    if all(math.isnan(score.vitality) for score in summary.layers):
         return "none (nothing is known: no edit happens without injection)"
     return f"{layers} ({choice.rule}; the same in {choice.confidence:.0%} of resamples)"
 

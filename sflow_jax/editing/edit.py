@@ -94,7 +94,7 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     """Edits of one source; see `StableFlow.edit`."""
     record = source_record(request)
     request = request.loaded()
-    asked, bank = request.settings, find_bank(painter, request)
+    asked, bank = request.settings, bank_at(request.settings.kv_cache, painter.placement)
     method = choose_method(painter, request)
     layers = painter.info.resolve_layers(method.layers)
     scale, branches = guidance_of(method, asked.guidance, request.batch), Branches.of(painter, request.batch, asked)
@@ -111,14 +111,13 @@ def edit_pictures(painter: Painter, request: Request, progress: Progress) -> Edi
     prompts = Prompts(conditioning, scale, branches.conditioning(painter))
     keep = None
     if request.inversion is None and request.watch is None:
-        own = bank_at(asked.kv_cache, painter.placement)
-        keep = recorder(painter, canvas, prompts, branches, method, layers, asked.attentions, own)
+        keep = recorder(painter, canvas, prompts, branches, method, layers, asked.attentions, bank)
     source, passes = _source(painter, request, method, conditioning, branches, canvas, noise, progress, keep)
     if method.inverts:
         method = method.changed(steps=source.inversion.settings["steps"], nudge=source.nudge)
     editor = Editor(
         painter, source.canvas, source.picture, prompts, source.inversion, asked.seed, asked.edits_at_once,
-        progress, passes, branches, asked.attentions, request.watch, request.on_step, bank,
+        progress, passes, branches, asked.attentions, request.watch, request.on_step, worth_filling(bank, request),
     )  # fmt: skip
     if keep is not None:
         editor.inversion = keep.finished(editor, method, layers)
@@ -307,16 +306,17 @@ def _painted_together(painter, request, method, layers, scale, branches, canvas,
     prompts, asked = Prompts(conditioning, scale, branches.conditioning(painter)), request.settings
     editor = Editor(
         painter, canvas, noise, prompts, None, asked.seed, asked.edits_at_once, progress, branches=branches,
-        attentions=asked.attentions, watch=request.watch, on_step=request.on_step, bank=bank,
+        attentions=asked.attentions, watch=request.watch, on_step=request.on_step,
+        bank=worth_filling(bank, request),
     )  # fmt: skip
     latents = editor.edited(method, layers, strengths=request.strengths)
     source = Source(canvas, np.asarray(latents[0]))
     return _result(painter, request, method, layers, scale, branches, source, latents, None, editor)
 
 
-def find_bank(painter: Painter, request: Request) -> SourceBank | None:
-    """What the first batch fills: the caller's bank, or one for this call if it has batches enough."""
-    asked, bank = request.settings, bank_at(request.settings.kv_cache, painter.placement)
+def worth_filling(bank: SourceBank | None, request: Request) -> SourceBank | None:
+    """What the first batch fills: the caller's bank, or this call's if it has batches enough."""
+    asked = request.settings
     if isinstance(asked.kv_cache, SourceBank):
         return bank
     fewest = FEWEST_BATCHES if asked.kv_cache == AUTOMATIC else 2

@@ -223,7 +223,7 @@ class Editor:
             rows.append(np.asarray(total))
         return np.concatenate(rows)[: self.prompts.edits]
 
-    def source_row(self, method: Method, layers: tuple[int, ...], steps: list[Step] | None = None) -> "SourceRow":
+    def source_row(self, method: Method, layers: tuple[int, ...], steps: list[Step] | None = None) -> SourceRow:
         """What the source's row is. steps: of a batch with it; by default of the source alone, without regions."""
         taken = injection(method, layers, 1, self.painter.layers, self.attentions)
         sigmas, start = self._start(method)
