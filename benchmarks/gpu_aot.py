@@ -131,18 +131,6 @@ kernels. Bytes and times are **estimates**: a kernel reads its operands and writ
 least that published peaks of products or memory allow; kernels follow one another. XLA's attention counts as
 products and elementwise. Nothing was run; the command goes on with what is missing here.
 
-What changed on 28 November 2026, FLUX.1-dev at 1024² on an H100 (cuDNN, cuBLASLt): norm, rotation and injection of
-keys are two passes, single blocks inject without joining anew, int8 kernels are scaled as they are widened.
-
-| what | numbers | elementwise and concatenation GB | all bytes GB | least ms |
-| --- | --- | --- | --- | --- |
-| edit | bf16 | 120.0 → 98.9 | 311.9 → 290.8 | 348.9 → 342.6 |
-| edit | int8 | 236.3 → 98.9 | 424.9 → 291.9 | 384.0 → 343.0 |
-| edit | fp8 | 295.5 → 268.2 | 444.4 → 417.0 | 278.8 → 270.6 |
-| sweep | bf16 | 61.4 → 49.6 | 186.4 → 174.7 | 181.0 → 177.5 |
-| sweep | int8 | 103.1 → 49.7 | 227.0 → 175.8 | 193.8 → 177.8 |
-| sweep | fp8 | 132.7 → 123.4 | 228.2 → 218.9 | 139.9 → 137.1 |
-
 Bytes of a step, GB: {", ".join(BYTE_KINDS)}. Least time, ms: {", ".join(TIME_KINDS)}.
 
 | machine | model | side | what | numbers | attention | products | mesh | batch | compile s | temporaries GiB \

@@ -91,10 +91,8 @@ Memory counts all networks' weights on a chip, and what this program adds. Times
 least that published peaks of products, memory and network allow for one step; nothing was run. Bold:
 proposed by `--mesh auto`. On one chip T5 waits on the host, and copying offloaded blocks is not counted.
 
-Rows with `weights_copied` in the JSON are of 28 November 2026 or later: bytes of kernels that a step's loops copy
-or gather before their products. It is 0 on v6e-4 with tensor=4: every product reads its kernel in the stack. Since
-then a collective that the compiler spreads over several kernels counts once (`fsdp` was counted up to 2.6 times),
-and with `fsdp` modulation adds up its results where it gathered all its kernels.
+`weights_copied` in the JSON: bytes of kernels that a step's loops copy or gather before their products. Rows
+without it are older, and count a collective that the compiler spreads over several kernels in each of them.
 
 | slice | model | side | what | mesh | batch | compile s | weights GiB | temporaries GiB \
 | all of chip GiB | sent GB | step ms (products, memory, network) | bound by |
